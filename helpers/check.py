@@ -1,0 +1,225 @@
+"""Is this machine ready for the course? ``python -m helpers.check`` says so, one line a thing.
+
+``checks()`` gives the same as objects. It starts neither Spark nor a network: versions come from the metadata of the
+installed packages, so the whole answer takes about a second.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+import zipfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from helpers import networks, numtadb, spark
+
+DISTRIBUTION = "numtadb-transfer"
+GB = 10**9
+MEMORY_NEEDED = 2 * GB  # Binder's limit; the course is sized for it
+MEMORY_FREE_NEEDED = GB * 3 // 2  # Spark's JVM and two Python workers with InceptionV3 take 1.5 GB together
+DISK_NEEDED = 2 * GB  # executed notebooks, features, exported networks; NumtaDB itself is another 2 GB
+CORES_NEEDED = 2
+REINSTALL = "make distclean, then make check"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at.
+
+    Attributes:
+        name: what was looked at.
+        ok: whether the course runs with it.
+        found: what is there.
+        fix: the line to type, or the thing to do, where ``ok`` is false; empty otherwise.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    fix: str
+
+    def __str__(self) -> str:
+        line = f"{self.name:<9} {'OK  ' if self.ok else 'FAIL'}  {self.found}"
+        return f"{line}\n{'':<16}{self.fix}" if self.fix else line
+
+
+def _check(name: str, ok: bool, found: str, fix: str) -> Check:
+    return Check(name, ok, found, "" if ok else fix)
+
+
+def _course() -> metadata.Distribution | None:
+    """The installed course; ``None`` where its folder was only put on the path."""
+    try:
+        return metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def check_python() -> Check:
+    """Python's version against the range the course supports."""
+    course = _course()
+    if course is None:
+        return Check("Python", False, f"{DISTRIBUTION} is not installed in {sys.prefix}", REINSTALL)
+    here = ".".join(map(str, sys.version_info[:3]))
+    wanted = course.metadata["Requires-Python"]
+    fix = f"install a Python {wanted} and build the environment with it: make distclean, then make check PYTHON=<path>"
+    return _check("Python", SpecifierSet(wanted).contains(here), f"{here}, {sys.executable}", fix)
+
+
+def check_java() -> Check:
+    """A Java that Spark runs on: the machine's own or pip's."""
+    try:
+        home = spark.find_java()
+    except spark.JavaMissing as missing:
+        found, _, line = str(missing).partition(" Type: ")
+        return Check("Java", False, found, line or "install Java 17 or newer and set JAVA_HOME to its folder")
+    return Check("Java", True, f"{spark.java_version(Path(home) / 'bin' / 'java')}, {home}", "")
+
+
+def container_memory_used(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes the container around this process (cgroup 2) cannot give back; 0 outside of one.
+
+    Files kept in memory only because there is room (``inactive_file``) do not count, as in ``docker stats``.
+    """
+    try:
+        used = int((cgroup / "memory.current").read_text("ascii"))
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text("ascii").splitlines())
+    except FileNotFoundError:
+        return 0
+    return max(0, used - int(stat["inactive_file"]))
+
+
+def check_memory() -> Check:
+    """Memory of the machine or its container, all of it and what is free, in GB (10⁹ bytes)."""
+    total = spark.available_memory() * 2**20
+    free = min(psutil.virtual_memory().available, total - container_memory_used())
+    found = f"{total / GB:.1f} GB, {free / GB:.1f} GB of it free"
+    if total < MEMORY_NEEDED:
+        return Check("memory", False, found, "give the machine or container 2 GB (docker run --memory 2g)")
+    fix = "shut down other notebooks' kernels (JupyterLab: Kernel > Shut Down All Kernels) or close other programs"
+    return _check("memory", free >= MEMORY_FREE_NEEDED, found, fix)
+
+
+def check_cores() -> Check:
+    """Cores this process may use, by its affinity and its container's quota."""
+    cores = spark.available_cores()
+    fix = "one core works at half the speed; give the machine or container two (docker run --cpus 2)"
+    return _check("cores", cores >= CORES_NEEDED, str(cores), fix)
+
+
+def check_package(name: str, *packages: str) -> Check:
+    """Installed version of the first of ``packages`` that this machine should have, against the course's own range."""
+    course = _course()
+    if course is None:
+        return Check(name, False, f"{DISTRIBUTION} is not installed in {sys.prefix}", REINSTALL)
+    wanted = [
+        requirement
+        for requirement in map(Requirement, course.requires or [])
+        if requirement.name in packages
+        and (requirement.marker is None or requirement.marker.evaluate({"extra": "course"}))
+    ]
+    if not wanted:
+        return Check(name, False, f"{DISTRIBUTION} asks for no {' or '.join(packages)} on this system", REINSTALL)
+    package, versions = wanted[0].name, wanted[0].specifier
+    fix = f"{sys.executable} -m pip install '{package}{versions}'"
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return Check(name, False, f"{package} is not installed", fix)
+    return _check(name, versions.contains(version), f"{package} {version}", fix)
+
+
+def _restore(folder: str) -> str:
+    """What brings back a file that ships with the course."""
+    if networks.data_folder().name == "_data":  # an installed wheel
+        return f"install the wheel of {DISTRIBUTION} again: pip install --force-reinstall --no-deps <its file>"
+    return f"git checkout -- data/{folder}"
+
+
+def check_weights() -> Check:
+    """The embedded weights: the file is there and every part of it has the checksum stored beside it (CRC-32)."""
+    path = networks.glyph_weights()
+    fix = _restore("weights")
+    if not path.is_file():
+        return Check("weights", False, f"{path} is missing", fix)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile:
+        return Check("weights", False, f"{path} is no weights file, or a part of one", fix)
+    if damaged:
+        return Check("weights", False, f"{path} is damaged at {damaged}", fix)
+    return Check("weights", True, f"{path.name}, {path.stat().st_size / 1e6:.1f} MB", "")
+
+
+def check_data() -> Check:
+    """The sample: every image its tables list is there and not empty."""
+    fix = _restore("sample")
+    tables = sorted(numtadb.SAMPLE.glob("training-?.csv"))
+    if not tables:
+        return Check("data", False, f"no sample at {numtadb.SAMPLE}", fix)
+    listed = 0
+    missing: list[Path] = []
+    for table in tables:
+        with table.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                image = table.with_suffix("") / row["filename"]
+                listed += 1
+                if not image.is_file() or image.stat().st_size == 0:
+                    missing.append(image)
+    if missing:
+        return Check("data", False, f"{len(missing)} of {listed} sample images are missing, {missing[0]} first", fix)
+    return _check("data", listed > 0, f"{listed} sample images", fix)
+
+
+def check_disk(build: str | Path = "build") -> Check:
+    """Room where results go: free bytes of the disk that holds ``build``, which need not exist yet."""
+    folder = Path(build).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    fix = f"free {DISK_NEEDED // GB} GB on the disk of {folder} (make clean removes what earlier runs left)"
+    return _check("disk", free >= DISK_NEEDED, f"{free / GB:.0f} GB free at {folder}", fix)
+
+
+def checks(build: str | Path = "build") -> list[Check]:
+    """Every check, in the order one would mend things.
+
+    Args:
+        build: folder that results will go to; it need not exist yet.
+    """
+    return [
+        check_python(),
+        check_java(),
+        check_memory(),
+        check_cores(),
+        check_package("Arrow", "pyarrow"),
+        check_package("Spark", "pyspark"),
+        check_package("Keras", "keras"),
+        check_package("backend", "tensorflow-cpu", "tensorflow"),
+        check_package("OpenVINO", "openvino"),
+        check_weights(),
+        check_data(),
+        check_disk(build),
+    ]
+
+
+def main() -> int:
+    """Print every check; 0 where all are OK, else 1."""
+    done = checks()
+    for check in done:
+        print(check)
+    failed = [check.name for check in done if not check.ok]
+    print(f"\nTo mend: {', '.join(failed)}." if failed else "\nThis machine is ready.")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,507 @@
+"""Spark ML stages that run a network over images: what sparkdl's were, on Spark 4 and Keras 3.
+
+``DeepImageFeaturizer`` gives the pooled output of any layer as an ML vector, ``DeepImagePredictor`` the class probabilities.
+Both take Spark's image struct (bytes in rows from the top, blue before green before red, 1, 3 or 4 channels).
+
+**What happens to an image.** Grey becomes three equal channels, a fourth channel (alpha) is dropped, as Keras' own
+``load_img`` does. Then one resize is the definition: Pillow's ``Image.resize((size, size), Image.Resampling.BILINEAR)`` on
+uint8, which averages over the source pixels when it makes an image smaller and does not keep the aspect ratio; an image of the right
+size stays as it is. Then the network's own preprocessing and layers, in float32 (``helpers.networks.image_network``).
+
+**What runs where.** Only the image column goes to Python; all others stay in the JVM. The driver exports the network once
+(``helpers.networks.export_graph``) and Spark's file service takes it to every executor, which need neither internet nor a shared disk,
+only this package. A worker loads it once and uses as many threads as the task has cores. Features are the same to the last bit
+whatever the batch, the partition or the number of workers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from pyspark import SparkFiles, keyword_only
+from pyspark.ml import Transformer
+from pyspark.ml.functions import array_to_vector
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param.shared import HasInputCol, HasOutputCol
+from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from helpers import networks
+from helpers.spark import ship_package
+
+IMAGE_FIELDS = {"height": T.IntegerType(), "width": T.IntegerType(), "nChannels": T.IntegerType(), "data": T.BinaryType()}
+BATCH_SIZE = 8  # beyond it OpenVINO gains nothing on one core and memory grows
+
+# -- in the worker ---------------------------------------------------------------------------------------------------
+
+
+def pixels(height: int, width: int, channels: int, data: bytes | memoryview, size: int) -> np.ndarray:
+    """One image of Spark's image struct as the network takes it: uint8 (size, size, 3), blue, green, red.
+
+    Raises:
+        ValueError: an image without pixels, with other than 1, 3 or 4 channels, or with too few or too many bytes.
+    """
+    if height <= 0 or width <= 0 or len(data) == 0:
+        raise ValueError("the image is empty")
+    if channels not in (1, 3, 4):
+        raise ValueError(f"the image has {channels} channels, not 1, 3 or 4")
+    if len(data) != height * width * channels:
+        raise ValueError(f"the image has {len(data)} bytes, not {height} x {width} x {channels}")
+    array = np.frombuffer(data, dtype=np.uint8).reshape(height, width, channels)
+    array = array[:, :, 0] if channels == 1 else np.ascontiguousarray(array[:, :, :3])
+    if (height, width) != (size, size):
+        array = np.asarray(Image.fromarray(array).resize((size, size), Image.Resampling.BILINEAR))
+    return np.repeat(array[:, :, None], 3, axis=2) if channels == 1 else array
+
+
+@lru_cache(maxsize=2)
+def load_graph(graph: str, threads: int) -> Any:
+    """The compiled network, loaded once in a process and used by all its tasks."""
+    import openvino
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",  # left alone it takes bfloat16 where the processor has it
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # pinned, the workers of a machine would all sit on its first core
+    }
+    return openvino.Core().compile_model(graph, "CPU", settings)
+
+
+def run_network(network: Callable, images: pa.StructArray, size: int, batch_size: int) -> tuple[list, list]:
+    """Outputs (float32 rows, ``None`` for an image that cannot be used) and reasons (``None`` where there is nothing to tell)."""
+    fields = [images.field(images.type.get_field_index(name)) for name in IMAGE_FIELDS]
+    outputs: list = [None] * len(images)
+    reasons: list = [None] * len(images)
+    batch: list[np.ndarray] = []
+    rows: list[int] = []
+
+    def flush() -> None:
+        if rows:
+            for row, output in zip(rows, network([np.stack(batch)])[0], strict=True):
+                outputs[row] = output.copy()  # the network reuses its output buffer
+            batch.clear()
+            rows.clear()
+
+    for row in range(len(images)):
+        if not images[row].is_valid:
+            reasons[row] = "there is no image"
+            continue
+        height, width, channels, data = (field[row] for field in fields)
+        try:
+            batch.append(
+                pixels(height.as_py() or 0, width.as_py() or 0, channels.as_py() or 0, data.as_buffer() or b"", size)
+            )
+        except ValueError as problem:
+            reasons[row] = str(problem)
+            continue
+        rows.append(row)
+        if len(rows) == batch_size:
+            flush()
+    flush()
+    return outputs, reasons
+
+
+def worker_function(
+    graph: str, size: int, batch_size: int, threads: int, to_arrow: Callable[[list], pa.Array]
+) -> Callable[[Iterator[pa.Array]], Iterator[pa.Array]]:
+    """The function a Spark worker runs over its Arrow batches of images."""
+
+    def featurize(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
+        network = None
+        for images in batches:
+            network = network or load_graph(SparkFiles.get(graph), threads)
+            outputs, reasons = run_network(network, images, size, batch_size)
+            yield pa.StructArray.from_arrays([to_arrow(outputs), pa.array(reasons, pa.string())], names=["output", "error"])
+
+    return featurize
+
+
+def vectors_to_arrow(outputs: list) -> pa.Array:
+    """Rows of numbers as an Arrow list<float> array."""
+    return pa.array(outputs, pa.list_(pa.float32()))
+
+
+def top_classes(classes: list[tuple[str, str]], top: int) -> Callable[[list], pa.Array]:
+    """Rows of probabilities to Arrow lists of their ``top`` most probable (class, description, probability)."""
+    kind = pa.list_(pa.struct([("class", pa.string()), ("description", pa.string()), ("probability", pa.float32())]))
+
+    def to_arrow(outputs: list) -> pa.Array:
+        rows = [
+            None
+            if p is None
+            else [(*classes[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:top]]
+            for p in outputs
+        ]
+        return pa.array(rows, kind)
+
+    return to_arrow
+
+
+# -- on the driver ---------------------------------------------------------------------------------------------------
+
+
+def to_layers(value: object) -> list[str] | None:
+    """Param converter of ``layer``: ``None``, a name or a list of names."""
+    if value is None:
+        return None
+    names = [value] if isinstance(value, str) else list(value)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"layer takes a layer's name or a list of names, not {value!r}")
+    return names or None
+
+
+def to_size(value: object) -> int:
+    """Param converter of whole numbers above 0."""
+    number = TypeConverters.toInt(value)
+    if number < 1:
+        raise TypeError(f"{value!r} is not a number above 0")
+    return number
+
+
+def check_input(dataset: DataFrame, column: str) -> None:
+    """Raise ``ValueError`` unless ``column`` is there and holds Spark's image struct."""
+    if column not in dataset.columns:
+        raise ValueError(f"there is no column {column!r}; the columns are {', '.join(dataset.columns)}")
+    kind = dataset.schema[column].dataType
+    fields = {f.name: f.dataType for f in kind.fields} if isinstance(kind, T.StructType) else {}
+    if any(fields.get(name) != wanted for name, wanted in IMAGE_FIELDS.items()):
+        raise ValueError(
+            f"column {column!r} holds {kind.simpleString()}, not Spark's image struct; "
+            'read images by helpers.numtadb.read_digits or spark.read.format("image")'
+        )
+
+
+def ship(spark: SparkSession, graph: Path) -> str:
+    """Give the package and the graph to Spark's file service, once an application; the name workers ask for."""
+    ship_package(spark)
+    there = {Path(name).name for name in spark.sparkContext.listFiles}
+    for path in (graph.with_suffix(".bin"), graph):
+        if path.name not in there:
+            spark.sparkContext.addFile(str(path))
+    return graph.name
+
+
+class _WeightsWriter(MLWriter):
+    """Saves the params and, beside them, what the weights were."""
+
+    def __init__(self, stage: _ImageStage) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def saveImpl(self, path: str) -> None:
+        DefaultParamsWriter.saveMetadata(
+            self.stage, path, self.sparkSession, extraMetadata={"weightsDigest": self.stage.weights_digest()}
+        )
+
+
+class _WeightsReader(MLReader):
+    """Loads a stage and holds it to the weights it was saved with."""
+
+    def __init__(self, cls: type[_ImageStage]) -> None:
+        super().__init__()
+        self.cls = cls
+
+    def load(self, path: str) -> _ImageStage:
+        metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
+        stage = self.cls()
+        stage._resetUid(metadata["uid"])
+        DefaultParamsReader.getAndSetParams(stage, metadata)
+        stage._saved_digest = metadata.get("weightsDigest")
+        try:
+            stage.weights_digest()
+        except networks.WeightsUnavailable as problem:
+            warnings.warn(stage._lost(problem), stacklevel=2)
+        return stage
+
+
+class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable):
+    """What featurizer and predictor share: params, checks, the way to the workers, save and load."""
+
+    modelName: Param[str] = Param(
+        Params._dummy(), "modelName", f"network: {', '.join(networks.NETWORKS)}", TypeConverters.toString
+    )
+    weights: Param[str] = Param(
+        Params._dummy(), "weights", "imagenet, glyphs, random or the path of a Keras weights file", TypeConverters.toString
+    )
+    imageSize: Param[int] = Param(
+        Params._dummy(), "imageSize", "height and width in pixels the network sees; None: the network's own", to_size
+    )
+    batchSize: Param[int] = Param(Params._dummy(), "batchSize", "images that go through the network together", to_size)
+    errorCol: Param[str] = Param(
+        Params._dummy(), "errorCol", "column for the reason where an image gave nothing; None: no such column", TypeConverters.toString
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._saved_digest: str | None = None
+        self._setDefault(
+            inputCol="image",
+            modelName="InceptionV3",
+            weights="imagenet",
+            imageSize=None,
+            batchSize=BATCH_SIZE,
+            errorCol=None,
+        )
+
+    # Spark's style of getters and setters
+    def getModelName(self) -> str:
+        return self.getOrDefault(self.modelName)
+
+    def getWeights(self) -> str:
+        return self.getOrDefault(self.weights)
+
+    def getImageSize(self) -> int | None:
+        return self.getOrDefault(self.imageSize)
+
+    def getBatchSize(self) -> int:
+        return self.getOrDefault(self.batchSize)
+
+    def getErrorCol(self) -> str | None:
+        return self.getOrDefault(self.errorCol)
+
+    def setInputCol(self, value: str) -> _ImageStage:
+        return self._set(inputCol=value)
+
+    def setOutputCol(self, value: str) -> _ImageStage:
+        return self._set(outputCol=value)
+
+    def setModelName(self, value: str) -> _ImageStage:
+        return self._set(modelName=value)
+
+    def setWeights(self, value: str) -> _ImageStage:
+        return self._set(weights=value)
+
+    def setImageSize(self, value: int | None) -> _ImageStage:
+        return self._set(imageSize=value) if value is not None else self._clear_and_return(self.imageSize)
+
+    def setBatchSize(self, value: int) -> _ImageStage:
+        return self._set(batchSize=value)
+
+    def setErrorCol(self, value: str | None) -> _ImageStage:
+        return self._set(errorCol=value) if value is not None else self._clear_and_return(self.errorCol)
+
+    def _clear_and_return(self, param: Param) -> _ImageStage:
+        self.clear(param)
+        return self
+
+    def write(self) -> MLWriter:
+        """Spark ML's writer: ``stage.write().overwrite().save(path)``."""
+        return _WeightsWriter(self)
+
+    @classmethod
+    def read(cls) -> MLReader:
+        """Spark ML's reader."""
+        return _WeightsReader(cls)
+
+    def image_size(self) -> int:
+        """Height and width in pixels the network sees: ``imageSize``, or the network's own."""
+        return networks.check_size(self.getModelName(), self.getImageSize())
+
+    def weights_digest(self) -> str:
+        """What tells this stage's weights from others (``helpers.networks.weights_digest``).
+
+        Raises:
+            WeightsUnavailable: their file is not there.
+            ValueError: they are not the weights this stage was saved with.
+        """
+        digest = networks.weights_digest(self.getModelName(), self.getWeights())
+        if self._saved_digest not in (None, digest):
+            raise ValueError(
+                f"weights={self.getWeights()!r} ({digest}) are not the weights this stage was saved with ({self._saved_digest}); "
+                "give it those by setWeights(path)"
+            )
+        return digest
+
+    def _lost(self, problem: Exception) -> str:
+        return f"{problem}; this stage was saved with weights of digest {self._saved_digest}: give it their file by setWeights(path)"
+
+    def _check(self, dataset: DataFrame) -> None:
+        check_input(dataset, self.getInputCol())
+        if not self.isDefined(self.outputCol):
+            raise ValueError("outputCol is not set")
+        added = [name for name in (self.getOutputCol(), self.getErrorCol()) if name is not None]
+        taken = [name for name in added if name in dataset.columns]
+        if taken:
+            raise ValueError(f"there is a column {taken[0]!r} already; choose another outputCol or errorCol, or drop it")
+        if len(set(added)) < len(added):
+            raise ValueError("outputCol and errorCol must differ")
+        self.image_size()
+
+    def _graph(self) -> dict[str, Any]:
+        """Arguments of ``helpers.networks.export_graph``."""
+        return {"name": self.getModelName(), "weights": self.getWeights(), "image_size": self.getImageSize()}
+
+    def _output(self) -> tuple[T.DataType, Callable[[list], pa.Array]]:
+        """Type of the workers' output and the way to it."""
+        return T.ArrayType(T.FloatType()), vectors_to_arrow
+
+    def _column(self, output: Column) -> Column:
+        """The output column from what the workers gave."""
+        return F.when(output.isNotNull(), array_to_vector(output))
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        self._check(dataset)
+        try:
+            self.weights_digest()
+        except networks.WeightsUnavailable as problem:
+            raise networks.WeightsUnavailable(self._lost(problem) if self._saved_digest else str(problem)) from None
+        spark = dataset.sparkSession
+        kind, to_arrow = self._output()
+        function = worker_function(
+            ship(spark, networks.export_graph(**self._graph())),
+            self.image_size(),
+            self.getBatchSize(),
+            int(spark.conf.get("spark.task.cpus", "1")),
+            to_arrow,
+        )
+        result = T.StructType([T.StructField("output", kind), T.StructField("error", T.StringType())])
+        run = F.arrow_udf(function, result)
+        made = f"{self.uid}__output"
+        frame = dataset.withColumn(made, run(F.col(f"`{self.getInputCol()}`")))
+        frame = frame.withColumn(self.getOutputCol(), self._column(F.col(f"`{made}`.output")))
+        if self.getErrorCol() is not None:
+            frame = frame.withColumn(self.getErrorCol(), F.col(f"`{made}`.error"))
+        return frame.drop(made)
+
+
+class DeepImageFeaturizer(_ImageStage):
+    """Features of images: the pooled output of one or more layers of a pretrained network, as an ML vector.
+
+    Args (each a Param, with getter and setter in Spark's style):
+        inputCol: column of Spark's image struct.
+        outputCol: column for the features, an ML vector of doubles that hold float32 values.
+        modelName: InceptionV3, Xception, ResNet50, VGG16 or VGG19.
+        weights: ``"imagenet"``, ``"glyphs"``, ``"random"`` or the path of a Keras weights file of that network.
+        layer: any layer by name, or a list of them (their features side by side); ``None`` is the last one.
+        pooling: ``"avg"`` or ``"max"`` over the map, or ``"flatten"``: all of it (at the last layer what sparkdl gave).
+        imageSize: height and width in pixels the network sees; ``None`` is the network's own size.
+        batchSize: images that go through the network together; features do not depend on it.
+        errorCol: column for the reason where an image gave null features; ``None`` is no such column.
+
+    An image that cannot be used (null, empty, bytes that do not fit) gets null features, and the job goes on.
+
+    Raises, in ``transform`` and on the driver:
+        ValueError: a missing column, one that holds no images, an output that is there already; an unknown network, layer or
+            pooling; a size too small for the network.
+        WeightsUnavailable: weights that cannot be had here.
+    """
+
+    layer: Param[list[str] | None] = Param(
+        Params._dummy(), "layer", "layer or list of layers whose outputs are the features; None: the last one", to_layers
+    )
+    pooling: Param[str] = Param(
+        Params._dummy(), "pooling", f"how a map becomes numbers: {', '.join(networks.POOLINGS)}", TypeConverters.toString
+    )
+
+    @keyword_only
+    def __init__(
+        self,
+        *,
+        inputCol: str = "image",
+        outputCol: str = "features",
+        modelName: str = "InceptionV3",
+        weights: str = "imagenet",
+        layer: str | list[str] | None = None,
+        pooling: str = "avg",
+        imageSize: int | None = None,
+        batchSize: int = BATCH_SIZE,
+        errorCol: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._setDefault(outputCol="features", layer=None, pooling="avg")
+        self._set(**self._input_kwargs)
+
+    @keyword_only
+    def setParams(self, **kwargs: object) -> DeepImageFeaturizer:
+        """Set any of the params."""
+        return self._set(**self._input_kwargs)
+
+    def getLayer(self) -> list[str] | None:
+        return self.getOrDefault(self.layer)
+
+    def getPooling(self) -> str:
+        return self.getOrDefault(self.pooling)
+
+    def setLayer(self, value: str | list[str] | None) -> DeepImageFeaturizer:
+        return self._set(layer=value) if value is not None else self._clear_and_return(self.layer)
+
+    def setPooling(self, value: str) -> DeepImageFeaturizer:
+        return self._set(pooling=value)
+
+    def _graph(self) -> dict[str, Any]:
+        return super()._graph() | {"layers": self.getLayer() or (), "pooling": self.getPooling()}
+
+
+class DeepImagePredictor(_ImageStage):
+    """Class probabilities of images from a network with its classification head.
+
+    Args: as ``DeepImageFeaturizer`` has them, without layer and pooling, and
+        decodePredictions: give the most probable classes, array<struct<class, description, probability>> in falling order, instead of
+            the vector of all probabilities.
+        topK: how many of them.
+
+    ImageNet's class names are downloaded by Keras; ``weights="glyphs"`` carry their own. A weights file is taken to have ImageNet's classes.
+    """
+
+    decodePredictions: Param[bool] = Param(
+        Params._dummy(), "decodePredictions", "give the most probable classes by name", TypeConverters.toBoolean
+    )
+    topK: Param[int] = Param(Params._dummy(), "topK", "how many classes decodePredictions gives", to_size)
+
+    @keyword_only
+    def __init__(
+        self,
+        *,
+        inputCol: str = "image",
+        outputCol: str = "predicted",
+        modelName: str = "InceptionV3",
+        weights: str = "imagenet",
+        imageSize: int | None = None,
+        batchSize: int = BATCH_SIZE,
+        errorCol: str | None = None,
+        decodePredictions: bool = False,
+        topK: int = 5,
+    ) -> None:
+        super().__init__()
+        self._setDefault(outputCol="predicted", decodePredictions=False, topK=5)
+        self._set(**self._input_kwargs)
+
+    @keyword_only
+    def setParams(self, **kwargs: object) -> DeepImagePredictor:
+        """Set any of the params."""
+        return self._set(**self._input_kwargs)
+
+    def getDecodePredictions(self) -> bool:
+        return self.getOrDefault(self.decodePredictions)
+
+    def getTopK(self) -> int:
+        return self.getOrDefault(self.topK)
+
+    def setDecodePredictions(self, value: bool) -> DeepImagePredictor:
+        return self._set(decodePredictions=value)
+
+    def setTopK(self, value: int) -> DeepImagePredictor:
+        return self._set(topK=value)
+
+    def _graph(self) -> dict[str, Any]:
+        return super()._graph() | {"include_top": True}
+
+    def _output(self) -> tuple[T.DataType, Callable[[list], pa.Array]]:
+        if not self.getDecodePredictions():
+            return super()._output()
+        kind = "array<struct<class: string, description: string, probability: float>>"
+        classes = networks.class_names(self.getModelName(), self.getWeights())
+        return T._parse_datatype_string(kind), top_classes(classes, self.getTopK())
+
+    def _column(self, output: Column) -> Column:
+        return output if self.getDecodePredictions() else super()._column(output)

@@ -1,0 +1,458 @@
+"""The networks: input size, preprocessing, layers and weights.
+
+Keras 3 defines every network (``build_network``). What Spark's workers run is a graph exported from that definition
+(``export_graph``): one file that takes the pixels of Spark's image struct and gives features, so that a worker needs neither
+Keras nor TensorFlow and is ready in half a second. The export runs in a process of its own and is cached by all that changes it.
+
+Settings that belong together are a ``Recipe``: the article's (``article``) and the one we recommend (``recipe``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from helpers.spark import cache_folder
+
+if TYPE_CHECKING:
+    import keras
+    from pyspark.ml.classification import LogisticRegression
+
+    from helpers.featurizer import DeepImageFeaturizer
+
+POOLINGS = ("avg", "max", "flatten")
+RANDOM_SEED = 20190501
+GRAPHS_KEPT = 24  # exported graphs in the cache; the least recently used go first
+
+
+class WeightsUnavailable(RuntimeError):
+    """Weights that cannot be had here; the message names the alternatives."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What one needs to know of a network of ``keras.applications``.
+
+    Attributes:
+        name: Keras' name of it.
+        image_size: height and width in pixels it was designed for.
+        minimum_size: smallest height and width it accepts, in pixels.
+        last_layer: its last layer below the classification head.
+        preprocessing: ``"tf"`` (RGB, x / 127.5 - 1) or ``"caffe"`` (BGR, minus ImageNet's mean), as in Keras.
+    """
+
+    name: str
+    image_size: int
+    minimum_size: int
+    last_layer: str
+    preprocessing: str
+
+
+NETWORKS = {
+    n.name: n
+    for n in (
+        Network("InceptionV3", 299, 75, "mixed10", "tf"),
+        Network("Xception", 299, 71, "block14_sepconv2_act", "tf"),
+        Network("ResNet50", 224, 32, "conv5_block3_out", "caffe"),
+        Network("VGG16", 224, 32, "block5_pool", "caffe"),
+        Network("VGG19", 224, 32, "block5_pool", "caffe"),
+    )
+}
+
+# Mean of ImageNet's pixels, blue, green, red: keras.applications.imagenet_utils, mode "caffe".
+CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+
+
+def network(name: str) -> Network:
+    """The network of that name; ``ValueError`` names the near misses."""
+    if name not in NETWORKS:
+        raise ValueError(f"there is no network {name!r}; {_near(str(name), list(NETWORKS))}")
+    return NETWORKS[name]
+
+
+def check_size(name: str, image_size: int | None) -> int:
+    """The size in pixels to run the network at: its own for ``None``; ``ValueError`` where it is too small for it."""
+    net = network(name)
+    if image_size is None:
+        return net.image_size
+    if image_size < net.minimum_size:
+        raise ValueError(f"{name} needs images of at least {net.minimum_size} pixels, not imageSize={image_size}")
+    return int(image_size)
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def data_folder() -> Path:
+    """Folder of what ships with the package: inside an installed wheel, or ``data/`` of the repository."""
+    inside = Path(__file__).with_name("_data")
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "data"
+
+
+def glyph_weights() -> Path:
+    """The embedded InceptionV3 pretrained on glyphs of many scripts."""
+    return data_folder() / "weights" / "inception_v3_glyphs.npz"
+
+
+@lru_cache(maxsize=64)
+def _file_digest(path: str, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_file(name: str, weights: str) -> Path | None:
+    """The local file behind ``weights``, ``None`` for ``"imagenet"`` and ``"random"``.
+
+    Raises:
+        ValueError: ``"glyphs"`` asked of another network than InceptionV3.
+        WeightsUnavailable: there is no such file.
+    """
+    if weights in ("imagenet", "random"):
+        return None
+    if weights == "glyphs":
+        if name != "InceptionV3":
+            raise ValueError(f'weights="glyphs" are for InceptionV3; for {name} use "imagenet", "random" or a weights file')
+        path = glyph_weights()
+    else:
+        path = Path(weights).expanduser()
+    if not path.is_file():
+        raise WeightsUnavailable(
+            f'there is no weights file {path}; weights takes "imagenet", "glyphs", "random" or the path of a Keras weights file'
+        )
+    return path
+
+
+def weights_digest(name: str, weights: str) -> str:
+    """What tells these weights from others: SHA-256 of the file, or the name where Keras or a seed makes them."""
+    path = weights_file(name, weights)
+    if path is None:
+        return f"random:{RANDOM_SEED}" if weights == "random" else "imagenet"
+    stat = path.stat()
+    return f"sha256:{_file_digest(str(path), stat.st_size, stat.st_mtime_ns)}"
+
+
+def _random_arrays(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
+    """Seeded weights, the same on every Keras backend: kernels normal with variance 2 / fan-in (He et al. 2015,
+    arXiv:1502.01852, eq. 10), normalisation as it starts, biases 0."""
+    rng = np.random.default_rng(RANDOM_SEED)
+    arrays = []
+    for variable in variables:
+        kind = variable.path.rsplit("/", 1)[-1]
+        if kind.endswith("kernel"):
+            fan_in = np.prod(variable.shape[:2]) if kind == "depthwise_kernel" else np.prod(variable.shape[:-1])
+            arrays.append(rng.standard_normal(variable.shape, dtype=np.float32) * np.float32(np.sqrt(2 / fan_in)))
+        else:
+            arrays.append(np.full(variable.shape, kind in ("gamma", "moving_variance"), dtype=np.float32))
+    return arrays
+
+
+def _glyph_arrays(include_top: bool) -> list[np.ndarray]:
+    """The embedded weights as float32 arrays in the order of ``get_weights()``: 8-bit kernels times a scale per channel."""
+    with np.load(glyph_weights(), allow_pickle=False) as stored:
+        count = sum(key[0] in "qw" and key[1:].isdigit() for key in stored.files)
+        arrays = [
+            stored[f"q{i:03d}"] * stored[f"s{i:03d}"] if f"q{i:03d}" in stored.files else stored[f"w{i:03d}"]
+            for i in range(count if include_top else count - 2)  # the head is the last kernel and its bias
+        ]
+    return arrays
+
+
+def class_names(name: str, weights: str) -> list[tuple[str, str]] | None:
+    """(identifier, description) of each class of the classification head; ``None`` for ImageNet's thousand."""
+    if weights != "glyphs":
+        return [(str(i), f"class {i}") for i in range(1000)] if weights == "random" else None
+    weights_file(name, weights)
+    with np.load(glyph_weights(), allow_pickle=False) as stored:
+        return [tuple(str(c).split(" ", 1)) for c in stored["classes"]]
+
+
+# -- the Keras networks ----------------------------------------------------------------------------------------------
+
+
+def _usual_names(model: keras.Model) -> None:
+    """Give automatically named layers the names they have in a fresh process (a second InceptionV3 has conv2d_94 …)."""
+    groups: dict[str, list] = {}
+    for layer in model.layers:
+        kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(layer).__name__).lower()
+        kind = kind.replace("conv2_d", "conv2d").replace("pooling2_d", "pooling2d").replace("padding2_d", "padding2d")
+        if found := re.fullmatch(rf"{kind}(?:_(\d+))?", layer.name):
+            groups.setdefault(kind, []).append((int(found[1] or 0), layer))
+    for kind, members in groups.items():
+        for number, (_, layer) in enumerate(sorted(members, key=lambda m: m[0])):
+            layer.name = f"{kind}_{number}" if number else kind
+
+
+def _bare(name: str, include_top: bool, size: int, classes: int) -> keras.Model:
+    """The network with weights yet to be set."""
+    import keras
+
+    head = {"classes": classes} if include_top else {}
+    model = getattr(keras.applications, name)(
+        weights=None, include_top=include_top, input_shape=(size, size, 3), **head
+    )
+    _usual_names(model)
+    return model
+
+
+def build_network(
+    name: str, weights: str = "imagenet", include_top: bool = False, image_size: int | None = None
+) -> keras.Model:
+    """The Keras network: float32 (n, size, size, 3), preprocessed as Keras does, to its last map or, with its head, to probabilities.
+
+    Args:
+        name: InceptionV3, Xception, ResNet50, VGG16 or VGG19.
+        weights: ``"imagenet"`` (Keras downloads and caches them), ``"glyphs"`` (embedded, InceptionV3 only), ``"random"`` (seeded)
+            or the path of a Keras weights file of that network.
+        include_top: with the classification head.
+        image_size: height and width in pixels; ``None`` is the network's own size.
+
+    Layers have the same names however many networks this process has built.
+
+    Raises:
+        ValueError: unknown network, too small a size, or weights of another network.
+        WeightsUnavailable: no such file, or no way to Keras' download.
+    """
+    size = check_size(name, image_size)
+    path = weights_file(name, weights)
+    known = class_names(name, weights) if include_top else None
+    model = _bare(name, include_top, size, len(known) if known else 1000)
+    if weights == "imagenet":
+        _set(model, _imagenet_arrays(name, include_top), name, "ImageNet's weights")
+    elif weights == "random":
+        model.set_weights(_random_arrays(model.weights))
+    elif weights == "glyphs":
+        _set(model, _glyph_arrays(include_top), name, "the embedded weights")
+    else:
+        try:
+            model.load_weights(path)
+        except (ValueError, OSError, KeyError) as problem:
+            top = "with" if include_top else "without"
+            raise ValueError(f"{path} does not hold weights of {name} {top} its head: {_first_line(problem)}") from problem
+    return model
+
+
+def _first_line(problem: BaseException) -> str:
+    return next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+
+
+def _set(model: keras.Model, arrays: list[np.ndarray], name: str, what: str) -> None:
+    try:
+        model.set_weights(arrays)
+    except ValueError as problem:
+        raise ValueError(f"{what} do not fit {name} at {model.input_shape[1]} pixels: {_first_line(problem)}") from problem
+
+
+def _imagenet_arrays(name: str, include_top: bool) -> list[np.ndarray]:
+    import keras
+
+    try:
+        return getattr(keras.applications, name)(weights="imagenet", include_top=include_top).get_weights()
+    except Exception as problem:  # Keras' get_file raises plain Exception when a download fails; anything else goes on
+        if "URL fetch failure" not in str(problem):
+            raise
+        raise WeightsUnavailable(
+            f"ImageNet's weights of {name} could not be downloaded ({_first_line(problem)[:200]}); connect to the internet, or use "
+            'weights="glyphs" (InceptionV3, inside this package), weights="random" or the path of a Keras weights file'
+        ) from problem
+
+
+def layer_names(name: str) -> list[str]:
+    """Names of all layers of the network without its head, from input to output."""
+    return [layer.name for layer in _bare(name, False, network(name).image_size, 1000).layers]
+
+
+def resolve_layers(model: keras.Model, layers: Sequence[str]) -> list[keras.KerasTensor]:
+    """Outputs of the named layers, of the last one for none; ``ValueError`` names the near misses of a name that is not there."""
+    known = {layer.name: layer for layer in model.layers}
+    for layer in layers:
+        if layer not in known:
+            raise ValueError(f"there is no layer {layer!r} in {model.name}; {_near(layer, list(known))}")
+    return [known[layer].output for layer in layers] or [model.output]
+
+
+def image_network(
+    name: str,
+    weights: str = "imagenet",
+    layers: Sequence[str] = (),
+    pooling: str = "avg",
+    image_size: int | None = None,
+    include_top: bool = False,
+) -> keras.Model:
+    """The whole way from pixels to features as one Keras network.
+
+    Takes uint8 (n, size, size, 3) in Spark's order of channels, blue, green, red. Gives float32 (n, features): the pooled
+    outputs of the layers side by side, or the class probabilities where ``include_top`` is set and no layer is named.
+    """
+    import keras
+
+    if pooling not in POOLINGS:
+        raise ValueError(f"there is no pooling {pooling!r}; {_near(str(pooling), POOLINGS)}")
+    size = check_size(name, image_size)
+    model = build_network(name, weights, include_top, size)
+    inner = keras.Model(model.input, resolve_layers(model, layers))
+    pixels = keras.Input((size, size, 3), dtype="uint8")
+    x = keras.ops.cast(pixels, "float32")
+    if network(name).preprocessing == "tf":
+        x = keras.ops.flip(x, axis=-1) / 127.5 - 1.0
+    else:
+        x = x - keras.ops.array(CAFFE_MEAN_BGR, dtype="float32")
+    outputs = inner(x)
+    pool = {
+        "avg": keras.layers.GlobalAveragePooling2D(),
+        "max": keras.layers.GlobalMaxPooling2D(),
+        "flatten": keras.layers.Flatten(),
+    }[pooling]
+    flat = [pool(y) if len(y.shape) == 4 else y for y in (outputs if isinstance(outputs, list) else [outputs])]
+    return keras.Model(pixels, flat[0] if len(flat) == 1 else keras.layers.Concatenate()(flat))
+
+
+# -- the graph that workers run --------------------------------------------------------------------------------------
+
+
+def export_graph(
+    name: str,
+    weights: str = "imagenet",
+    layers: Sequence[str] = (),
+    pooling: str = "avg",
+    image_size: int | None = None,
+    include_top: bool = False,
+) -> Path:
+    """``image_network`` as an OpenVINO graph on disk: the path of its ``.xml``, with the ``.bin`` of its weights beside it.
+
+    Made once and kept in the cache under a name that holds everything that changes a feature. Making it takes a few seconds
+    in a process of its own, so that this one neither loads Keras nor keeps its memory.
+
+    Raises:
+        ValueError: unknown network, layer or pooling, too small a size, or weights of another network.
+        WeightsUnavailable: the weights cannot be had here.
+    """
+    wanted = {
+        "name": name,
+        "weights": weights,
+        "layers": list(layers),
+        "pooling": pooling,
+        "image_size": check_size(name, image_size),
+        "include_top": include_top,
+    }
+    versions = [importlib.metadata.version(package) for package in ("keras", "openvino")]
+    key = json.dumps([{**wanted, "weights": weights_digest(name, weights)}, versions, Path(__file__).read_text(encoding="utf8")])
+    folder = cache_folder() / "graphs"
+    graph = folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.xml"
+    if graph.exists() and graph.with_suffix(".bin").exists():
+        os.utime(graph)
+        return graph
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+        fresh = Path(unfinished) / "graph.xml"
+        _export_apart({**wanted, "path": str(fresh)})
+        os.replace(fresh.with_suffix(".bin"), graph.with_suffix(".bin"))
+        os.replace(fresh, graph)
+    for old in sorted(folder.glob("*.xml"), key=lambda p: p.stat().st_mtime)[:-GRAPHS_KEPT]:
+        old.unlink(missing_ok=True)
+        old.with_suffix(".bin").unlink(missing_ok=True)
+    return graph
+
+
+def _export_apart(wanted: dict) -> None:
+    environment = os.environ | {"KERAS_BACKEND": "openvino", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.networks"],
+        input=json.dumps(wanted),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    kind, _, message = lines[-1].partition(": ")
+    raised = {"ValueError": ValueError, "WeightsUnavailable": WeightsUnavailable}.get(kind.rsplit(".", 1)[-1])
+    if raised:
+        raise raised(message)
+    raise RuntimeError("the network could not be exported:\n" + "\n".join(lines[-20:]))
+
+
+def _export(wanted: dict) -> None:
+    path = wanted.pop("path")
+    image_network(**wanted).export(path, format="openvino", verbose=False)
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings that belong together: what the featurizer makes of an image and how logistic regression learns from it.
+
+    ``reg_param`` is the strength of the penalty on Spark's mean loss, ``elastic_net_param`` its share of L1.
+    """
+
+    title: str
+    model_name: str
+    weights: str
+    layer: tuple[str, ...] | None
+    pooling: str
+    image_size: int | None
+    max_iter: int
+    reg_param: float
+    elastic_net_param: float
+
+    def featurizer(self, **more: object) -> DeepImageFeaturizer:
+        """The featurizing stage; ``more`` goes to it as it is."""
+        from helpers.featurizer import DeepImageFeaturizer
+
+        return DeepImageFeaturizer(
+            **{
+                "modelName": self.model_name,
+                "weights": self.weights,
+                "layer": list(self.layer) if self.layer else None,
+                "pooling": self.pooling,
+                "imageSize": self.image_size,
+                **more,
+            }
+        )
+
+    def classifier(self, **more: object) -> LogisticRegression:
+        """Multinomial logistic regression with the recipe's settings; ``more`` goes to it as it is."""
+        from pyspark.ml.classification import LogisticRegression
+
+        settings = {"maxIter": self.max_iter, "regParam": self.reg_param, "elasticNetParam": self.elastic_net_param}
+        return LogisticRegression(**{"family": "multinomial", **settings, **more})
+
+
+def article(weights: str = "imagenet", model_name: str = "InceptionV3") -> Recipe:
+    """The article's settings: the last layer at the network's own size, five iterations, an elastic net."""
+    return Recipe("article's settings", model_name, weights, None, "avg", None, 5, 0.03, 0.5)
+
+
+def recipe(weights: str = "glyphs", model_name: str = "InceptionV3") -> Recipe:
+    """The settings we recommend for these weights, found by ``tests/benchmarks/recipe_table.py``."""
+    network(model_name)
+    if model_name != "InceptionV3":
+        return Recipe("improved recipe", model_name, weights, None, "avg", None, 200, 0.01, 0.0)
+    layer, size = (("mixed2", "mixed3"), 128) if weights == "glyphs" else (("mixed4",), 150)
+    return Recipe("improved recipe", model_name, weights, layer, "avg", size, 200, 0.01, 0.0)
+
+
+if __name__ == "__main__":
+    _export(json.load(sys.stdin))

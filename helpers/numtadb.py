@@ -1,0 +1,357 @@
+"""Where digits come from: read, sample, split, download.
+
+Two layouts are read: NumtaDB as Kaggle ships it (folders ``training-a/`` … beside ``training-a.csv`` …, perhaps one level
+down) and class folders ``0/`` … ``9/``. What comes back is one row an image with Spark's own image struct, so that every stage
+which takes ``spark.read.format("image")`` takes it too. Reading is lazy, and nothing is decoded that no one asks for.
+
+Samples and splits are drawn by a hash of the image's path within the data set, so they are the same rows whatever the order of files,
+the partitions or the number of cores.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+from PIL import Image, ImageOps
+from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from helpers.networks import data_folder
+from helpers.spark import ship_package, start_spark
+
+SAMPLE = data_folder() / "sample"
+KAGGLE_HANDLE = "BengaliAI/numta"
+SUFFIXES = {".png", ".jpg", ".jpeg"}
+# ImageSchema.columnSchema of pyspark.ml.image, which only a running session can tell
+IMAGE_TYPE = T.StructType(
+    [
+        T.StructField("origin", T.StringType()),
+        T.StructField("height", T.IntegerType()),
+        T.StructField("width", T.IntegerType()),
+        T.StructField("nChannels", T.IntegerType()),
+        T.StructField("mode", T.IntegerType()),
+        T.StructField("data", T.BinaryType()),
+    ]
+)
+_READ_TYPE = T.StructType([T.StructField("image", IMAGE_TYPE), T.StructField("error", T.StringType())])
+_ARROW_IMAGE = pa.struct(
+    [
+        ("origin", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("nChannels", pa.int32()),
+        ("mode", pa.int32()),
+        ("data", pa.binary()),
+    ]
+)
+_CV_MODES = {1: 0, 3: 16, 4: 24}  # OpenCV's CV_8UC1, CV_8UC3, CV_8UC4, as in ImageSchema.ocvTypes
+
+
+class DownloadFailed(RuntimeError):
+    """NumtaDB could not be downloaded; the message says what to do."""
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def decode(raw: bytes, origin: str) -> dict:
+    """A picture file's bytes as Spark's image struct: rows from the top, 8 bits a channel, blue, green, red (, alpha).
+
+    Turned upright where its EXIF data say so; 16-bit grey keeps its upper byte; palettes and CMYK become RGB.
+
+    Raises:
+        OSError, SyntaxError, ValueError: what Pillow raises for bytes that are no whole picture.
+        Image.DecompressionBombError: more pixels than Pillow takes for honest.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(raw)) as picture:
+            picture.load()
+            picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        picture = picture.convert("I").point(lambda grey: grey / 256).convert("L")
+    elif picture.mode == "1":
+        picture = picture.convert("L")
+    elif picture.mode not in ("L", "RGB", "RGBA"):
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    width, height = picture.size
+    channels = len(picture.getbands())
+    if channels == 1:
+        data = picture.tobytes()
+    else:
+        bands = picture.split()
+        data = Image.merge(picture.mode, (bands[2], bands[1], bands[0], *bands[3:])).tobytes()
+    return {
+        "origin": origin,
+        "height": height,
+        "width": width,
+        "nChannels": channels,
+        "mode": _CV_MODES[channels],
+        "data": data,
+    }
+
+
+def read_file(path: str) -> tuple[dict | None, str | None]:
+    """(image struct, ``None``) of a picture file, or (``None``, why it cannot be had)."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as problem:
+        return None, f"{problem.strerror or type(problem).__name__}".lower()
+    if not raw:
+        return None, "the file is empty"
+    try:
+        return decode(raw, Path(path).as_uri()), None
+    except Image.UnidentifiedImageError:
+        return None, "the file is no picture that Pillow knows"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return None, f"the picture has more than {Image.MAX_IMAGE_PIXELS} pixels"
+    except (OSError, SyntaxError, ValueError) as problem:
+        return None, f"the picture is broken: {problem}"
+
+
+def _read_files(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
+    for paths in batches:
+        read = [(None, None) if path is None else read_file(path) for path in paths.to_pylist()]
+        images, errors = zip(*read, strict=True) if read else ((), ())
+        yield pa.StructArray.from_arrays(
+            [pa.array(images, _ARROW_IMAGE), pa.array(errors, pa.string())], names=["image", "error"]
+        )
+
+
+def read_digits(root: str | Path | None = None) -> DataFrame:
+    """The digits of a data set, a row an image, labelled.
+
+    Args:
+        root: folder of the data set, at the same path on every executor; ``None`` is the sample inside this package.
+
+    Returns:
+        ``image`` (Spark's image struct: origin, height, width, nChannels, mode, data), ``label`` (int, 0–9), ``source`` (string, the
+        folder), ``writer`` (string, source and scan id, empty where unknown), ``path`` (string, within ``root``), ``error`` (string).
+        A picture that cannot be read, a CSV row without its file or with a label that is no digit stays as a row: null image, reason in ``error``.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the folder is no data set, or a CSV file lacks a column.
+    """
+    root = Path(SAMPLE if root is None else root).expanduser().resolve()
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root}; read_digits takes NumtaDB's folder or class folders 0/ to 9/")
+    rows = list_digits(root)
+    spark = SparkSession.getActiveSession() or start_spark()
+    ship_package(spark)
+    table = pd.DataFrame(rows, columns=["file", "label", "source", "writer", "path", "problem"])
+    table["label"] = table["label"].astype("Int32")
+    schema = "file string, label int, source string, writer string, path string, problem string"
+    read = F.arrow_udf(_read_files, _READ_TYPE)(F.when(F.col("problem").isNull(), F.col("file")))
+    return (
+        spark.createDataFrame(table.astype(object).where(table.notna(), None), schema)
+        .withColumn("read", read)
+        .select(
+            F.col("read.image").alias("image"),
+            "label",
+            "source",
+            "writer",
+            "path",
+            F.coalesce("problem", "read.error").alias("error"),
+        )
+    )
+
+
+def list_digits(root: Path) -> list[tuple]:
+    """(file, label, source, writer, path within root, problem) of every image of a data set, in order of path."""
+    tables = sorted(root.glob("training-*.csv")) or sorted(root.glob("*/training-*.csv"))
+    rows = list(_kaggle_rows(root, tables)) if tables else list(_folder_rows(root))
+    if not rows:
+        raise ValueError(
+            f"{root} is no data set: it needs training-a.csv … beside training-a/ …, as NumtaDB has them, or class folders 0/ to 9/"
+        )
+    return sorted(rows, key=lambda row: row[4])
+
+
+def _kaggle_rows(root: Path, tables: list[Path]) -> Iterator[tuple]:
+    for table in tables:
+        folder = table.with_suffix("")
+        nested = folder / folder.name  # some mirrors unpack training-a.zip into a folder of its own
+        if nested.is_dir():
+            folder = nested
+        source = table.stem
+        listed = set()
+        for line, row in _csv_rows(table, needed=("filename", "digit")):
+            name, digit = row["filename"], row["digit"]
+            if not name:
+                raise ValueError(f"{table}, line {line}: there is no filename")
+            listed.add(name)
+            label = int(digit) if digit in set("0123456789") else None
+            writer = f"{source}/{row['scanid']}" if row.get("scanid") else ""
+            problem = None if label is not None else f"label {digit!r} is not a digit 0 to 9"
+            file = folder / name
+            yield str(file), label, source, writer, file.relative_to(root).as_posix(), problem
+        there = {p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES} if folder.is_dir() else set()
+        if unlisted := there - listed:
+            warnings.warn(
+                f"{len(unlisted)} pictures in {folder} have no row in {table.name} and are left out, {min(unlisted)} first", stacklevel=4
+            )
+
+
+def _csv_rows(table: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    with open(table, encoding="utf-8-sig", newline="") as file:
+        head = file.readline()
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=";" if head.count(";") > head.count(",") else ",")
+        missing = [name for name in needed if name not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(f"{table} has no column {missing[0]!r}; its columns are {', '.join(reader.fieldnames or ['none'])}")
+        for row in reader:
+            yield reader.line_num, {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}
+
+
+def _folder_rows(root: Path) -> Iterator[tuple]:
+    for label in range(10):
+        folder = root / str(label)
+        if folder.is_dir():
+            for file in folder.iterdir():
+                if file.suffix.lower() in SUFFIXES:
+                    yield str(file), label, root.name, "", file.relative_to(root).as_posix(), None
+
+
+# -- sampling and splitting ------------------------------------------------------------------------------------------
+
+
+def _drawn(digits: DataFrame, seed: int) -> DataFrame:
+    """label, path and a number that orders the rows of each class at random: by seed and path, and so by nothing else."""
+    for column in ("label", "path"):
+        if column not in digits.columns:
+            raise ValueError(f"there is no column {column!r}; the columns are {', '.join(digits.columns)}")
+    lot = F.sha2(F.concat_ws("\n", F.lit(str(seed)), F.col("path")), 256)
+    order = Window.partitionBy("label").orderBy(lot, "path")
+    return digits.where(F.col("label").isNotNull()).select("label", "path", F.row_number().over(order).alias("place"))
+
+
+def sample_per_class(digits: DataFrame, n: int = 50, seed: int = 42) -> DataFrame:
+    """``n`` images of each class, drawn by ``seed``; all of a class that has fewer, with a warning that says how many.
+
+    The draw looks at labels and paths only, so that no picture is decoded for it: a picture that turns out to be broken may be in it.
+
+    Raises:
+        ValueError: ``n`` below 1, or no column ``label`` or ``path``.
+    """
+    if n < 1:
+        raise ValueError(f"n={n} images of each class cannot be drawn")
+    drawn = _drawn(digits, seed)
+    fewer = {row.label: row["count"] for row in drawn.groupBy("label").count().where(F.col("count") < n).collect()}
+    if fewer:
+        counts = ", ".join(f"{fewer[label]} of class {label}" for label in sorted(fewer))
+        warnings.warn(f"there are fewer than {n} images of some classes: {counts}", stacklevel=2)
+    return _keep(digits, drawn.where(F.col("place") <= n))
+
+
+def _keep(digits: DataFrame, drawn: DataFrame) -> DataFrame:
+    # IN (subquery) goes below the decoding of pictures, where a join would not, so that only those kept are decoded
+    return digits.where(F.col("path").isin(F.broadcast(drawn.select("path"))))
+
+
+def train_test_split(
+    digits: DataFrame, test_fraction: float = 0.2, seed: int = 42, by_writer: bool = False
+) -> tuple[DataFrame, DataFrame]:
+    """Training and test images, stratified: each class gives the same share, to the nearest image, to the test.
+
+    Args:
+        digits: frame with ``label`` and ``path``, and ``writer`` for ``by_writer``.
+        test_fraction: share of the test images, above 0 and below 1.
+        seed: draws the test images.
+        by_writer: keep all images of a writer on one side. Writers are drawn until the test has its share; the classes' shares then
+            are only about equal.
+
+    A class of one image goes to training, with a warning; rows without a label are on neither side.
+
+    Raises:
+        ValueError: a share outside (0, 1), a missing column, or images without writer for ``by_writer``.
+    """
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction={test_fraction} is not between 0 and 1")
+    drawn = _drawn(digits, seed)
+    if by_writer:
+        in_test = F.col("writer").isin(_writers_apart(digits, test_fraction, seed))
+        labelled = digits.where(F.col("label").isNotNull())
+        return labelled.where(~in_test), labelled.where(in_test)
+    sizes = {row.label: row["count"] for row in drawn.groupBy("label").count().collect()}
+    if single := sorted(label for label, size in sizes.items() if size == 1):
+        warnings.warn(f"class {', '.join(map(str, single))} has one image only, which goes to training", stacklevel=2)
+    share = F.lit(0)
+    for label, size in sizes.items():
+        share = F.when(F.col("label") == label, min(max(round(size * test_fraction), 1), size - 1)).otherwise(share)
+    return _keep(digits, drawn.where(F.col("place") > share)), _keep(digits, drawn.where(F.col("place") <= share))
+
+
+def _writers_apart(digits: DataFrame, test_fraction: float, seed: int) -> list[str]:
+    """The writers whose images are the test."""
+    if "writer" not in digits.columns:
+        raise ValueError(f"by_writer needs a column 'writer'; the columns are {', '.join(digits.columns)}")
+    table = digits.where(F.col("label").isNotNull()).groupBy("writer", "label").count().toPandas().fillna({"writer": ""})
+    if (table["writer"] == "").any():
+        unknown = int(table.loc[table["writer"] == "", "count"].sum())
+        raise ValueError(f"by_writer needs to know who wrote each image, and {unknown} images have no writer")
+    counts = table.pivot_table(index="writer", columns="label", values="count", fill_value=0)
+    wanted = counts.sum() * test_fraction
+    lots = {writer: hashlib.sha256(f"{seed}\n{writer}".encode()).hexdigest() for writer in counts.index}
+    taken = wanted * 0
+    chosen = []
+    for writer in sorted(counts.index, key=lots.get):
+        # a writer joins the test where that brings the classes' counts nearer to what is wanted
+        if ((taken + counts.loc[writer] - wanted) ** 2).sum() < ((taken - wanted) ** 2).sum():
+            taken = taken + counts.loc[writer]
+            chosen.append(writer)
+    if not chosen or len(chosen) == len(counts):
+        raise ValueError(f"{len(counts)} writers cannot be split so that the test gets about {test_fraction:.0%} of the images")
+    return chosen
+
+
+# -- downloading -----------------------------------------------------------------------------------------------------
+
+
+def download_numtadb() -> Path:
+    """Download NumtaDB (about 1.7 GB) from Kaggle, or find it in kagglehub's cache; the folder for ``read_digits``.
+
+    Raises:
+        DownloadFailed: Kaggle cannot be reached, or what came is no NumtaDB.
+    """
+    import kagglehub
+    import requests
+    from kagglehub.exceptions import KaggleApiHTTPError
+
+    help_ = (
+        f"connect to the internet and try again, or download {KAGGLE_HANDLE} in a browser, unpack it and give its folder as DATA=…; "
+        "the sample inside this project needs no download"
+    )
+    try:
+        folder = Path(kagglehub.dataset_download(KAGGLE_HANDLE))
+    except (requests.exceptions.RequestException, KaggleApiHTTPError, OSError) as problem:
+        raise DownloadFailed(f"NumtaDB could not be downloaded from Kaggle ({type(problem).__name__}): {help_}") from problem
+    try:
+        list_digits(folder)
+    except ValueError as problem:
+        raise DownloadFailed(f"what Kaggle sent is not NumtaDB as this project knows it: {problem}") from problem
+    return folder
+
+
+def main() -> int:
+    """``make data``."""
+    try:
+        folder = download_numtadb()
+    except DownloadFailed as problem:
+        print(problem)
+        return 1
+    print(f"NumtaDB is in {folder}\nType: make run DATA={folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
