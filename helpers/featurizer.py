@@ -1,17 +1,19 @@
 """Spark ML stages that run a network over images: what sparkdl's were, on Spark 4 and Keras 3.
 
-``DeepImageFeaturizer`` gives the pooled output of any layer as an ML vector, ``DeepImagePredictor`` the class probabilities.
-Both take Spark's image struct (bytes in rows from the top, blue before green before red, 1, 3 or 4 channels).
+``DeepImageFeaturizer`` gives the pooled output of any layer as an ML vector, ``DeepImagePredictor`` the class
+probabilities. Both take Spark's image struct (bytes in rows from the top, blue before green before red, 1, 3 or 4
+channels).
 
 **What happens to an image.** Grey becomes three equal channels, a fourth channel (alpha) is dropped, as Keras' own
-``load_img`` does. Then one resize is the definition: Pillow's ``Image.resize((size, size), Image.Resampling.BILINEAR)`` on
-uint8, which averages over the source pixels when it makes an image smaller and does not keep the aspect ratio; an image of the right
-size stays as it is. Then the network's own preprocessing and layers, in float32 (``helpers.networks.image_network``).
+``load_img`` does. Then one resize is the definition: Pillow's ``Image.resize((size, size), Image.Resampling.BILINEAR)``
+on uint8, which averages over the source pixels when it makes an image smaller and does not keep the aspect ratio; an
+image of the right size stays as it is. Then the network's own preprocessing and layers, in float32
+(``helpers.networks.image_network``).
 
-**What runs where.** Only the image column goes to Python; all others stay in the JVM. The driver exports the network once
-(``helpers.networks.export_graph``) and Spark's file service takes it to every executor, which need neither internet nor a shared disk,
-only this package. A worker loads it once and uses as many threads as the task has cores. Features are the same to the last bit
-whatever the batch, the partition or the number of workers.
+**What runs where.** Only the image column goes to Python; all others stay in the JVM. The driver exports the network
+once (``helpers.networks.export_graph``) and Spark's file service takes it to every executor, which need neither
+internet nor a shared disk, only this package. A worker loads it once and uses as many threads as the task has cores.
+Features are the same to the last bit whatever the batch, the partition or the number of workers.
 """
 
 from __future__ import annotations
@@ -38,7 +40,12 @@ from pyspark.sql import types as T
 from helpers import networks
 from helpers.spark import ship_package
 
-IMAGE_FIELDS = {"height": T.IntegerType(), "width": T.IntegerType(), "nChannels": T.IntegerType(), "data": T.BinaryType()}
+IMAGE_FIELDS = {
+    "height": T.IntegerType(),
+    "width": T.IntegerType(),
+    "nChannels": T.IntegerType(),
+    "data": T.BinaryType(),
+}
 BATCH_SIZE = 8  # beyond it OpenVINO gains nothing on one core and memory grows
 
 # -- in the worker ---------------------------------------------------------------------------------------------------
@@ -78,7 +85,9 @@ def load_graph(graph: str, threads: int) -> Any:
 
 
 def run_network(network: Callable, images: pa.StructArray, size: int, batch_size: int) -> tuple[list, list]:
-    """Outputs (float32 rows, ``None`` for an image that cannot be used) and reasons (``None`` where there is nothing to tell)."""
+    """Outputs (float32 rows, ``None`` for an image that cannot be used) and reasons (``None`` where there is nothing to
+    tell).
+    """
     fields = [images.field(images.type.get_field_index(name)) for name in IMAGE_FIELDS]
     outputs: list = [None] * len(images)
     reasons: list = [None] * len(images)
@@ -121,7 +130,9 @@ def worker_function(
         for images in batches:
             network = network or load_graph(SparkFiles.get(graph), threads)
             outputs, reasons = run_network(network, images, size, batch_size)
-            yield pa.StructArray.from_arrays([to_arrow(outputs), pa.array(reasons, pa.string())], names=["output", "error"])
+            yield pa.StructArray.from_arrays(
+                [to_arrow(outputs), pa.array(reasons, pa.string())], names=["output", "error"]
+            )
 
     return featurize
 
@@ -137,9 +148,7 @@ def top_classes(classes: list[tuple[str, str]], top: int) -> Callable[[list], pa
 
     def to_arrow(outputs: list) -> pa.Array:
         rows = [
-            None
-            if p is None
-            else [(*classes[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:top]]
+            None if p is None else [(*classes[i], float(p[i])) for i in np.argsort(-p, kind="stable")[:top]]
             for p in outputs
         ]
         return pa.array(rows, kind)
@@ -231,14 +240,20 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
         Params._dummy(), "modelName", f"network: {', '.join(networks.NETWORKS)}", TypeConverters.toString
     )
     weights: Param[str] = Param(
-        Params._dummy(), "weights", "imagenet, glyphs, random or the path of a Keras weights file", TypeConverters.toString
+        Params._dummy(),
+        "weights",
+        "imagenet, glyphs, random or the path of a Keras weights file",
+        TypeConverters.toString,
     )
     imageSize: Param[int] = Param(
         Params._dummy(), "imageSize", "height and width in pixels the network sees; None: the network's own", to_size
     )
     batchSize: Param[int] = Param(Params._dummy(), "batchSize", "images that go through the network together", to_size)
     errorCol: Param[str] = Param(
-        Params._dummy(), "errorCol", "column for the reason where an image gave nothing; None: no such column", TypeConverters.toString
+        Params._dummy(),
+        "errorCol",
+        "column for the reason where an image gave nothing; None: no such column",
+        TypeConverters.toString,
     )
 
     def __init__(self) -> None:
@@ -330,9 +345,12 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
         if not self.isDefined(self.outputCol):
             raise ValueError("outputCol is not set")
         added = [name for name in (self.getOutputCol(), self.getErrorCol()) if name is not None]
-        taken = [name for name in added if name in dataset.columns]
+        there = {name.lower() for name in dataset.columns}  # names differ by more than case, as Spark has it
+        taken = [name for name in added if name.lower() in there]
         if taken:
-            raise ValueError(f"there is a column {taken[0]!r} already; choose another outputCol or errorCol, or drop it")
+            raise ValueError(
+                f"there is a column {taken[0]!r} already; choose another outputCol or errorCol, or drop it"
+            )
         if len(set(added)) < len(added):
             raise ValueError("outputCol and errorCol must differ")
         self.image_size()
@@ -370,7 +388,10 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
         frame = dataset.withColumn(made, run(F.col(f"`{self.getInputCol()}`")))
         frame = frame.withColumn(self.getOutputCol(), self._column(F.col(f"`{made}`.output")))
         if self.getErrorCol() is not None:
-            frame = frame.withColumn(self.getErrorCol(), F.col(f"`{made}`.error"))
+            # a filter on this column would be pushed below the network, which then ran twice, but not past a regular
+            # expression
+            reason = F.col(f"`{made}`.error")
+            frame = frame.withColumn(self.getErrorCol(), F.when(reason.rlike(""), reason))
         return frame.drop(made)
 
 
@@ -391,16 +412,22 @@ class DeepImageFeaturizer(_ImageStage):
     An image that cannot be used (null, empty, bytes that do not fit) gets null features, and the job goes on.
 
     Raises, in ``transform`` and on the driver:
-        ValueError: a missing column, one that holds no images, an output that is there already; an unknown network, layer or
-            pooling; a size too small for the network.
+        ValueError: a missing column, one that holds no images, an output that is there already; an unknown network,
+            layer or pooling; a size too small for the network.
         WeightsUnavailable: weights that cannot be had here.
     """
 
     layer: Param[list[str] | None] = Param(
-        Params._dummy(), "layer", "layer or list of layers whose outputs are the features; None: the last one", to_layers
+        Params._dummy(),
+        "layer",
+        "layer or list of layers whose outputs are the features; None: the last one",
+        to_layers,
     )
     pooling: Param[str] = Param(
-        Params._dummy(), "pooling", f"how a map becomes numbers: {', '.join(networks.POOLINGS)}", TypeConverters.toString
+        Params._dummy(),
+        "pooling",
+        f"how a map becomes numbers: {', '.join(networks.POOLINGS)}",
+        TypeConverters.toString,
     )
 
     @keyword_only
@@ -446,11 +473,12 @@ class DeepImagePredictor(_ImageStage):
     """Class probabilities of images from a network with its classification head.
 
     Args: as ``DeepImageFeaturizer`` has them, without layer and pooling, and
-        decodePredictions: give the most probable classes, array<struct<class, description, probability>> in falling order, instead of
-            the vector of all probabilities.
+        decodePredictions: give the most probable classes, array<struct<class, description, probability>> in falling
+            order, instead of the vector of all probabilities.
         topK: how many of them.
 
-    ImageNet's class names are downloaded by Keras; ``weights="glyphs"`` carry their own. A weights file is taken to have ImageNet's classes.
+    ImageNet's class names are downloaded by Keras; ``weights="glyphs"`` carry their own. A weights file is taken to
+    have ImageNet's classes.
     """
 
     decodePredictions: Param[bool] = Param(
@@ -500,7 +528,7 @@ class DeepImagePredictor(_ImageStage):
         if not self.getDecodePredictions():
             return super()._output()
         kind = "array<struct<class: string, description: string, probability: float>>"
-        classes = networks.class_names(self.getModelName(), self.getWeights())
+        classes = networks.class_names(self.getModelName(), self.getWeights()) or networks.imagenet_classes()
         return T._parse_datatype_string(kind), top_classes(classes, self.getTopK())
 
     def _column(self, output: Column) -> Column:

@@ -1,8 +1,9 @@
 """The networks: input size, preprocessing, layers and weights.
 
 Keras 3 defines every network (``build_network``). What Spark's workers run is a graph exported from that definition
-(``export_graph``): one file that takes the pixels of Spark's image struct and gives features, so that a worker needs neither
-Keras nor TensorFlow and is ready in half a second. The export runs in a process of its own and is cached by all that changes it.
+(``export_graph``): one file that takes the pixels of Spark's image struct and gives features, so that a worker needs
+neither Keras nor TensorFlow and is ready in half a second. The export runs in a process of its own and is cached by all
+that changes it.
 
 Settings that belong together are a ``Recipe``: the article's (``article``) and the one we recommend (``recipe``).
 """
@@ -17,7 +18,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -130,7 +132,9 @@ def weights_file(name: str, weights: str) -> Path | None:
         return None
     if weights == "glyphs":
         if name != "InceptionV3":
-            raise ValueError(f'weights="glyphs" are for InceptionV3; for {name} use "imagenet", "random" or a weights file')
+            raise ValueError(
+                f'weights="glyphs" are for InceptionV3; for {name} use "imagenet", "random" or a weights file'
+            )
         path = glyph_weights()
     else:
         path = Path(weights).expanduser()
@@ -166,7 +170,9 @@ def _random_arrays(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
 
 
 def _glyph_arrays(include_top: bool) -> list[np.ndarray]:
-    """The embedded weights as float32 arrays in the order of ``get_weights()``: 8-bit kernels times a scale per channel."""
+    """The embedded weights as float32 arrays in the order of ``get_weights()``: 8-bit kernels times a scale per
+    channel.
+    """
     with np.load(glyph_weights(), allow_pickle=False) as stored:
         count = sum(key[0] in "qw" and key[1:].isdigit() for key in stored.files)
         arrays = [
@@ -183,6 +189,23 @@ def class_names(name: str, weights: str) -> list[tuple[str, str]] | None:
     weights_file(name, weights)
     with np.load(glyph_weights(), allow_pickle=False) as stored:
         return [tuple(str(c).split(" ", 1)) for c in stored["classes"]]
+
+
+def imagenet_classes() -> list[tuple[str, str]]:
+    """(identifier, description) of ImageNet's classes, in the order of the head; Keras downloads and caches them.
+
+    Raises:
+        WeightsUnavailable: they cannot be downloaded.
+    """
+    return [tuple(names) for names in json.loads(_run_apart("classes", {}).splitlines()[-1])]
+
+
+def _imagenet_classes() -> list[tuple[str, str]]:
+    from keras.applications.imagenet_utils import decode_predictions
+
+    with _downloads("ImageNet's class names", "decodePredictions=False"):
+        decoded = decode_predictions(np.eye(1000, dtype=np.float32), top=1)
+    return [names[:2] for (names,) in decoded]
 
 
 # -- the Keras networks ----------------------------------------------------------------------------------------------
@@ -216,12 +239,13 @@ def _bare(name: str, include_top: bool, size: int, classes: int) -> keras.Model:
 def build_network(
     name: str, weights: str = "imagenet", include_top: bool = False, image_size: int | None = None
 ) -> keras.Model:
-    """The Keras network: float32 (n, size, size, 3), preprocessed as Keras does, to its last map or, with its head, to probabilities.
+    """The Keras network: float32 (n, size, size, 3), preprocessed as Keras does, to its last map or, with its head, to
+    probabilities.
 
     Args:
         name: InceptionV3, Xception, ResNet50, VGG16 or VGG19.
-        weights: ``"imagenet"`` (Keras downloads and caches them), ``"glyphs"`` (embedded, InceptionV3 only), ``"random"`` (seeded)
-            or the path of a Keras weights file of that network.
+        weights: ``"imagenet"`` (Keras downloads and caches them), ``"glyphs"`` (embedded, InceptionV3 only),
+            ``"random"`` (seeded) or the path of a Keras weights file of that network.
         include_top: with the classification head.
         image_size: height and width in pixels; ``None`` is the network's own size.
 
@@ -246,7 +270,9 @@ def build_network(
             model.load_weights(path)
         except (ValueError, OSError, KeyError) as problem:
             top = "with" if include_top else "without"
-            raise ValueError(f"{path} does not hold weights of {name} {top} its head: {_first_line(problem)}") from problem
+            raise ValueError(
+                f"{path} does not hold weights of {name} {top} its head: {_first_line(problem)}"
+            ) from problem
     return model
 
 
@@ -258,21 +284,35 @@ def _set(model: keras.Model, arrays: list[np.ndarray], name: str, what: str) -> 
     try:
         model.set_weights(arrays)
     except ValueError as problem:
-        raise ValueError(f"{what} do not fit {name} at {model.input_shape[1]} pixels: {_first_line(problem)}") from problem
+        raise ValueError(
+            f"{what} do not fit {name} at {model.input_shape[1]} pixels: {_first_line(problem)}"
+        ) from problem
+
+
+@contextmanager
+def _downloads(what: str, instead: str) -> Iterator[None]:
+    """One clear sentence where Keras' download of ``what`` fails."""
+    try:
+        yield
+    except Exception as problem:  # Keras' get_file raises plain Exception when a download fails; anything else goes on
+        if "URL fetch failure" not in str(problem) and not isinstance(
+            problem, OSError
+        ):  # OSError: a download that broke off
+            raise
+        reason = _first_line(problem)[:200]
+        raise WeightsUnavailable(
+            f"{what} could not be downloaded ({reason}); connect to the internet, or use {instead}"
+        ) from problem
 
 
 def _imagenet_arrays(name: str, include_top: bool) -> list[np.ndarray]:
     import keras
 
-    try:
+    instead = (
+        'weights="glyphs" (InceptionV3, inside this package), weights="random" or the path of a Keras weights file'
+    )
+    with _downloads(f"ImageNet's weights of {name}", instead):
         return getattr(keras.applications, name)(weights="imagenet", include_top=include_top).get_weights()
-    except Exception as problem:  # Keras' get_file raises plain Exception when a download fails; anything else goes on
-        if "URL fetch failure" not in str(problem):
-            raise
-        raise WeightsUnavailable(
-            f"ImageNet's weights of {name} could not be downloaded ({_first_line(problem)[:200]}); connect to the internet, or use "
-            'weights="glyphs" (InceptionV3, inside this package), weights="random" or the path of a Keras weights file'
-        ) from problem
 
 
 def layer_names(name: str) -> list[str]:
@@ -281,7 +321,9 @@ def layer_names(name: str) -> list[str]:
 
 
 def resolve_layers(model: keras.Model, layers: Sequence[str]) -> list[keras.KerasTensor]:
-    """Outputs of the named layers, of the last one for none; ``ValueError`` names the near misses of a name that is not there."""
+    """Outputs of the named layers, of the last one for none; ``ValueError`` names the near misses of a name that is not
+    there.
+    """
     known = {layer.name: layer for layer in model.layers}
     for layer in layers:
         if layer not in known:
@@ -299,8 +341,9 @@ def image_network(
 ) -> keras.Model:
     """The whole way from pixels to features as one Keras network.
 
-    Takes uint8 (n, size, size, 3) in Spark's order of channels, blue, green, red. Gives float32 (n, features): the pooled
-    outputs of the layers side by side, or the class probabilities where ``include_top`` is set and no layer is named.
+    Takes uint8 (n, size, size, 3) in Spark's order of channels, blue, green, red. Gives float32 (n, features): the
+    pooled outputs of the layers side by side, or the class probabilities where ``include_top`` is set and no layer is
+    named.
     """
     import keras
 
@@ -336,10 +379,11 @@ def export_graph(
     image_size: int | None = None,
     include_top: bool = False,
 ) -> Path:
-    """``image_network`` as an OpenVINO graph on disk: the path of its ``.xml``, with the ``.bin`` of its weights beside it.
+    """``image_network`` as an OpenVINO graph on disk: the path of its ``.xml``, with the ``.bin`` of its weights beside
+    it.
 
-    Made once and kept in the cache under a name that holds everything that changes a feature. Making it takes a few seconds
-    in a process of its own, so that this one neither loads Keras nor keeps its memory.
+    Made once and kept in the cache under a name that holds everything that changes a feature. Making it takes a few
+    seconds in a process of its own, so that this one neither loads Keras nor keeps its memory.
 
     Raises:
         ValueError: unknown network, layer or pooling, too small a size, or weights of another network.
@@ -354,7 +398,9 @@ def export_graph(
         "include_top": include_top,
     }
     versions = [importlib.metadata.version(package) for package in ("keras", "openvino")]
-    key = json.dumps([{**wanted, "weights": weights_digest(name, weights)}, versions, Path(__file__).read_text(encoding="utf8")])
+    key = json.dumps(
+        [{**wanted, "weights": weights_digest(name, weights)}, versions, Path(__file__).read_text(encoding="utf8")]
+    )
     folder = cache_folder() / "graphs"
     graph = folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.xml"
     if graph.exists() and graph.with_suffix(".bin").exists():
@@ -363,7 +409,7 @@ def export_graph(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as unfinished:
         fresh = Path(unfinished) / "graph.xml"
-        _export_apart({**wanted, "path": str(fresh)})
+        _run_apart("export", {**wanted, "path": str(fresh)})
         os.replace(fresh.with_suffix(".bin"), graph.with_suffix(".bin"))
         os.replace(fresh, graph)
     for old in sorted(folder.glob("*.xml"), key=lambda p: p.stat().st_mtime)[:-GRAPHS_KEPT]:
@@ -372,10 +418,14 @@ def export_graph(
     return graph
 
 
-def _export_apart(wanted: dict) -> None:
-    environment = os.environ | {"KERAS_BACKEND": "openvino", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+def _run_apart(task: str, wanted: dict) -> str:
+    """What a task of this module prints, run in a process of its own."""
+    # our own folder first, and not the current one (-P): Spark puts the archive it ships on sys.path, which has no data
+    # in it
+    path = [str(Path(__file__).parent.parent), *(p for p in sys.path if p)]
+    environment = os.environ | {"KERAS_BACKEND": "openvino", "PYTHONPATH": os.pathsep.join(path)}
     done = subprocess.run(
-        [sys.executable, "-m", "helpers.networks"],
+        [sys.executable, "-P", "-m", "helpers.networks", task],
         input=json.dumps(wanted),
         env=environment,
         capture_output=True,
@@ -383,18 +433,22 @@ def _export_apart(wanted: dict) -> None:
         check=False,
     )
     if done.returncode == 0:
-        return
+        return done.stdout
     lines = done.stderr.strip().splitlines() or ["no message"]
     kind, _, message = lines[-1].partition(": ")
     raised = {"ValueError": ValueError, "WeightsUnavailable": WeightsUnavailable}.get(kind.rsplit(".", 1)[-1])
     if raised:
         raise raised(message)
-    raise RuntimeError("the network could not be exported:\n" + "\n".join(lines[-20:]))
+    raise RuntimeError(f"Keras failed (exit status {done.returncode}):\n" + "\n".join(lines[-20:]))
 
 
 def _export(wanted: dict) -> None:
     path = wanted.pop("path")
     image_network(**wanted).export(path, format="openvino", verbose=False)
+
+
+def _classes(wanted: dict) -> None:
+    print(json.dumps(_imagenet_classes()))
 
 
 # -- recipes ---------------------------------------------------------------------------------------------------------
@@ -455,4 +509,4 @@ def recipe(weights: str = "glyphs", model_name: str = "InceptionV3") -> Recipe:
 
 
 if __name__ == "__main__":
-    _export(json.load(sys.stdin))
+    {"export": _export, "classes": _classes}[sys.argv[1]](json.load(sys.stdin))

@@ -1,11 +1,12 @@
 """Where digits come from: read, sample, split, download.
 
-Two layouts are read: NumtaDB as Kaggle ships it (folders ``training-a/`` … beside ``training-a.csv`` …, perhaps one level
-down) and class folders ``0/`` … ``9/``. What comes back is one row an image with Spark's own image struct, so that every stage
-which takes ``spark.read.format("image")`` takes it too. Reading is lazy, and nothing is decoded that no one asks for.
+Two layouts are read: NumtaDB as Kaggle ships it (folders ``training-a/`` … beside ``training-a.csv`` …, perhaps one
+level down) and class folders ``0/`` … ``9/``. What comes back is one row an image with Spark's own image struct, so
+that every stage which takes ``spark.read.format("image")`` takes it too. Reading is lazy, and nothing is decoded that
+no one asks for.
 
-Samples and splits are drawn by a hash of the image's path within the data set, so they are the same rows whatever the order of files,
-the partitions or the number of cores.
+Samples and splits are drawn by a hash of the image's path within the data set, so they are the same rows whatever the
+order of files, the partitions or the number of cores.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import struct
+import tarfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +34,7 @@ from helpers.spark import ship_package, start_spark
 SAMPLE = data_folder() / "sample"
 KAGGLE_HANDLE = "BengaliAI/numta"
 SUFFIXES = {".png", ".jpg", ".jpeg"}
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF")  # what a file may really hold, as for Spark's image source
 # ImageSchema.columnSchema of pyspark.ml.image, which only a running session can tell
 IMAGE_TYPE = T.StructType(
     [
@@ -68,12 +73,12 @@ def decode(raw: bytes, origin: str) -> dict:
     Turned upright where its EXIF data say so; 16-bit grey keeps its upper byte; palettes and CMYK become RGB.
 
     Raises:
-        OSError, SyntaxError, ValueError: what Pillow raises for bytes that are no whole picture.
+        OSError, SyntaxError, ValueError, struct.error: what Pillow raises for bytes that are no whole picture.
         Image.DecompressionBombError: more pixels than Pillow takes for honest.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(raw)) as picture:
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as picture:
             picture.load()
             picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
@@ -113,7 +118,7 @@ def read_file(path: str) -> tuple[dict | None, str | None]:
         return None, "the file is no picture that Pillow knows"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None, f"the picture has more than {Image.MAX_IMAGE_PIXELS} pixels"
-    except (OSError, SyntaxError, ValueError) as problem:
+    except (OSError, SyntaxError, ValueError, struct.error) as problem:
         return None, f"the picture is broken: {problem}"
 
 
@@ -133,9 +138,11 @@ def read_digits(root: str | Path | None = None) -> DataFrame:
         root: folder of the data set, at the same path on every executor; ``None`` is the sample inside this package.
 
     Returns:
-        ``image`` (Spark's image struct: origin, height, width, nChannels, mode, data), ``label`` (int, 0–9), ``source`` (string, the
-        folder), ``writer`` (string, source and scan id, empty where unknown), ``path`` (string, within ``root``), ``error`` (string).
-        A picture that cannot be read, a CSV row without its file or with a label that is no digit stays as a row: null image, reason in ``error``.
+        ``image`` (Spark's image struct: origin, height, width, nChannels, mode, data), ``label`` (int, 0–9), ``source``
+        (string, the folder), ``writer`` (string, source and scan id, empty where unknown), ``path`` (string, within
+        ``root``), ``error`` (string). A picture that cannot be read, a CSV row without its file or with a label that is
+        no digit stays as a row: null
+            image, reason in ``error``.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -143,7 +150,9 @@ def read_digits(root: str | Path | None = None) -> DataFrame:
     """
     root = Path(SAMPLE if root is None else root).expanduser().resolve()
     if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {root}; read_digits takes NumtaDB's folder or class folders 0/ to 9/")
+        raise FileNotFoundError(
+            f"there is no folder {root}; read_digits takes NumtaDB's folder or class folders 0/ to 9/"
+        )
     rows = list_digits(root)
     spark = SparkSession.getActiveSession() or start_spark()
     ship_package(spark)
@@ -151,6 +160,8 @@ def read_digits(root: str | Path | None = None) -> DataFrame:
     table["label"] = table["label"].astype("Int32")
     schema = "file string, label int, source string, writer string, path string, problem string"
     read = F.arrow_udf(_read_files, _READ_TYPE)(F.when(F.col("problem").isNull(), F.col("file")))
+    reason = F.coalesce("problem", "read.error")
+    # (a filter on `error` is not pushed past a regular expression, and so does not read every file twice)
     return (
         spark.createDataFrame(table.astype(object).where(table.notna(), None), schema)
         .withColumn("read", read)
@@ -160,7 +171,7 @@ def read_digits(root: str | Path | None = None) -> DataFrame:
             "source",
             "writer",
             "path",
-            F.coalesce("problem", "read.error").alias("error"),
+            F.when(reason.rlike(""), reason).alias("error"),
         )
     )
 
@@ -188,38 +199,55 @@ def _kaggle_rows(root: Path, tables: list[Path]) -> Iterator[tuple]:
             name, digit = row["filename"], row["digit"]
             if not name:
                 raise ValueError(f"{table}, line {line}: there is no filename")
+            if name in listed:  # twice the same picture, it could be on both sides of a split
+                warnings.warn(
+                    f"{table}, line {line}: {name} is there a second time; its first row counts", stacklevel=4
+                )
+                continue
             listed.add(name)
             label = int(digit) if digit in set("0123456789") else None
             writer = f"{source}/{row['scanid']}" if row.get("scanid") else ""
             problem = None if label is not None else f"label {digit!r} is not a digit 0 to 9"
             file = folder / name
             yield str(file), label, source, writer, file.relative_to(root).as_posix(), problem
-        there = {p.name for p in folder.iterdir() if p.suffix.lower() in SUFFIXES} if folder.is_dir() else set()
+        there = {file.name for file in _pictures(folder)} if folder.is_dir() else set()
         if unlisted := there - listed:
             warnings.warn(
-                f"{len(unlisted)} pictures in {folder} have no row in {table.name} and are left out, {min(unlisted)} first", stacklevel=4
+                f"{len(unlisted)} pictures in {folder} have no row in {table.name} and are left out, {min(unlisted)} first",
+                stacklevel=4,
             )
 
 
 def _csv_rows(table: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    with open(table, encoding="utf-8-sig", newline="") as file:
-        head = file.readline()
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=";" if head.count(";") > head.count(",") else ",")
-        missing = [name for name in needed if name not in (reader.fieldnames or [])]
-        if missing:
-            raise ValueError(f"{table} has no column {missing[0]!r}; its columns are {', '.join(reader.fieldnames or ['none'])}")
-        for row in reader:
-            yield reader.line_num, {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise ValueError(f"{table} is not in UTF-8; save it as CSV in UTF-8") from problem
+    head = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text), delimiter=";" if head.count(";") > head.count(",") else ",")
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+    missing = [name for name in needed if name not in reader.fieldnames]
+    if missing:
+        raise ValueError(
+            f"{table} has no column {missing[0]!r}; its columns are {', '.join(reader.fieldnames) or 'none'}"
+        )
+    for row in reader:
+        cells = {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}
+        if any(cells.values()):  # spreadsheets leave rows of nothing but commas
+            yield reader.line_num, cells
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    """Files with a picture's suffix, without the hidden ones that macOS puts beside them."""
+    return (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 
 def _folder_rows(root: Path) -> Iterator[tuple]:
     for label in range(10):
         folder = root / str(label)
         if folder.is_dir():
-            for file in folder.iterdir():
-                if file.suffix.lower() in SUFFIXES:
-                    yield str(file), label, root.name, "", file.relative_to(root).as_posix(), None
+            for file in _pictures(folder):
+                yield str(file), label, root.name, "", file.relative_to(root).as_posix(), None
 
 
 # -- sampling and splitting ------------------------------------------------------------------------------------------
@@ -238,7 +266,8 @@ def _drawn(digits: DataFrame, seed: int) -> DataFrame:
 def sample_per_class(digits: DataFrame, n: int = 50, seed: int = 42) -> DataFrame:
     """``n`` images of each class, drawn by ``seed``; all of a class that has fewer, with a warning that says how many.
 
-    The draw looks at labels and paths only, so that no picture is decoded for it: a picture that turns out to be broken may be in it.
+    The draw looks at labels and paths only, so that no picture is decoded for it: a picture that turns out to be broken
+        may be in it.
 
     Raises:
         ValueError: ``n`` below 1, or no column ``label`` or ``path``.
@@ -267,8 +296,8 @@ def train_test_split(
         digits: frame with ``label`` and ``path``, and ``writer`` for ``by_writer``.
         test_fraction: share of the test images, above 0 and below 1.
         seed: draws the test images.
-        by_writer: keep all images of a writer on one side. Writers are drawn until the test has its share; the classes' shares then
-            are only about equal.
+        by_writer: keep all images of a writer on one side. Writers are drawn until the test has its share; the classes'
+            shares then are only about equal.
 
     A class of one image goes to training, with a warning; rows without a label are on neither side.
 
@@ -295,7 +324,9 @@ def _writers_apart(digits: DataFrame, test_fraction: float, seed: int) -> list[s
     """The writers whose images are the test."""
     if "writer" not in digits.columns:
         raise ValueError(f"by_writer needs a column 'writer'; the columns are {', '.join(digits.columns)}")
-    table = digits.where(F.col("label").isNotNull()).groupBy("writer", "label").count().toPandas().fillna({"writer": ""})
+    table = (
+        digits.where(F.col("label").isNotNull()).groupBy("writer", "label").count().toPandas().fillna({"writer": ""})
+    )
     if (table["writer"] == "").any():
         unknown = int(table.loc[table["writer"] == "", "count"].sum())
         raise ValueError(f"by_writer needs to know who wrote each image, and {unknown} images have no writer")
@@ -310,7 +341,9 @@ def _writers_apart(digits: DataFrame, test_fraction: float, seed: int) -> list[s
             taken = taken + counts.loc[writer]
             chosen.append(writer)
     if not chosen or len(chosen) == len(counts):
-        raise ValueError(f"{len(counts)} writers cannot be split so that the test gets about {test_fraction:.0%} of the images")
+        raise ValueError(
+            f"{len(counts)} writers cannot be split so that the test gets about {test_fraction:.0%} of the images"
+        )
     return chosen
 
 
@@ -324,8 +357,7 @@ def download_numtadb() -> Path:
         DownloadFailed: Kaggle cannot be reached, or what came is no NumtaDB.
     """
     import kagglehub
-    import requests
-    from kagglehub.exceptions import KaggleApiHTTPError
+    from kagglehub.exceptions import DataCorruptionError
 
     help_ = (
         f"connect to the internet and try again, or download {KAGGLE_HANDLE} in a browser, unpack it and give its folder as DATA=…; "
@@ -333,8 +365,11 @@ def download_numtadb() -> Path:
     )
     try:
         folder = Path(kagglehub.dataset_download(KAGGLE_HANDLE))
-    except (requests.exceptions.RequestException, KaggleApiHTTPError, OSError) as problem:
-        raise DownloadFailed(f"NumtaDB could not be downloaded from Kaggle ({type(problem).__name__}): {help_}") from problem
+    # OSError: no way there or a refusal; the others: something else answered, or the file came damaged
+    except (OSError, ValueError, zipfile.BadZipFile, tarfile.TarError, DataCorruptionError) as problem:
+        raise DownloadFailed(
+            f"NumtaDB could not be downloaded from Kaggle ({type(problem).__name__}): {help_}"
+        ) from problem
     try:
         list_digits(folder)
     except ValueError as problem:

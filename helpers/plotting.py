@@ -109,7 +109,8 @@ def _both(label: float | None) -> str:
 def image_array(image: Row | Mapping[str, Any]) -> np.ndarray:
     """RGB uint8 (height, width, 3) of one Spark image struct (origin, height, width, nChannels, mode, data).
 
-    ``data`` holds rows from the top, pixels as grey, BGR or BGRA bytes; a transparent pixel is laid on white.
+    ``data`` holds rows from the top, pixels as grey, BGR or BGRA bytes; alpha is dropped, as the featurizer
+    drops it, so that the picture shows what the network gets.
     ``ValueError``: another number of channels, or ``data`` of another length than the header says.
     """
     height, width, channels, data = (image[name] for name in ("height", "width", "nChannels", "data"))
@@ -123,10 +124,7 @@ def image_array(image: Row | Mapping[str, Any]) -> np.ndarray:
     pixels = np.frombuffer(data, np.uint8).reshape(height, width, channels)
     if channels == 1:
         return np.repeat(pixels, 3, axis=2)
-    if channels == 3:
-        return np.ascontiguousarray(pixels[:, :, ::-1])
-    alpha = pixels[:, :, 3:].astype(np.float64) / 255
-    return np.rint(pixels[:, :, 2::-1] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    return np.ascontiguousarray(pixels[:, :, 2::-1])
 
 
 # --- sheets of images -------------------------------------------------------------------------------------------------
@@ -779,7 +777,6 @@ def _worst_rows(
     totals = Observation()
     rows = (
         frame.select(*keep)
-        .where(F.col(label).isNotNull() & F.col(prediction).isNotNull())
         .observe(totals, F.count(right).alias("rows"), F.count(F.when(~right, 1)).alias("errors"))
         .orderBy(right.isNull(), right, F.when(right, sure).otherwise(-sure), *ties)
         .limit(n)

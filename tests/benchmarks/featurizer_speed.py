@@ -1,8 +1,8 @@
 """Warm featurization in Spark against a plain Keras loop, in one run: ``python tests/benchmarks/featurizer_speed.py``.
 
-InceptionV3 at 299 px, last layer, seeded weights, all cores. Keras gets its best batch size, chosen first. Then pairs of
-measurements, one of each, take turns, so that a busy machine slows both; the ratio of a pair is what counts. Pictures lie in memory
-on both sides (a cached frame, an array), at the network's size.
+InceptionV3 at 299 px, last layer, seeded weights, all cores. Keras gets its best batch size, chosen first. Then pairs
+of measurements, one of each, take turns, so that a busy machine slows both; the ratio of a pair is what counts.
+Pictures lie in memory on both sides (a cached frame, an array), at the network's size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=192, help="images in one measurement (default 192)")
     parser.add_argument("--pairs", type=int, default=5, help="pairs of measurements (default 5)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 16, 32, 64], help="batch sizes Keras may choose from")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[8, 16, 32, 64], help="batch sizes Keras may choose from"
+    )
     options = parser.parse_args()
 
     from helpers.featurizer import DeepImageFeaturizer

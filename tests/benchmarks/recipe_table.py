@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Accuracy of logistic regression on each layer of InceptionV3, by image size and weights: how a recipe is chosen.
 
-    python tests/benchmarks/recipe_table.py                                     # the drawn sample, embedded weights
-    python tests/benchmarks/recipe_table.py --digits digits.npz --part first    # choose here ...
-    python tests/benchmarks/recipe_table.py --digits digits.npz --part last     # ... and report here
+    python tests/benchmarks/recipe_table.py                                   # the drawn sample, embedded weights
+    python tests/benchmarks/recipe_table.py --digits digits.npz --part first  # choose here ...
+    python tests/benchmarks/recipe_table.py --digits digits.npz --part last   # ... and report here
     python tests/benchmarks/recipe_table.py --weights random --sizes 128 299 --layers mixed10
 
-Every accuracy is a mean over `--draws` random draws of `--per-class` digits a class, each split 8:2 `--splits` times with
-equal shares of every class. Features are globally averaged, standardised on the training part, and learnt by scikit-learn's
-LogisticRegression with an L2 penalty of `--reg-param` on the mean loss, as in Spark ML (C = 1 / (n * regParam)).
-All draws and splits are seeded; rows and columns see the same ones.
+Every accuracy is a mean over `--draws` random draws of `--per-class` digits a class, each split 8:2 `--splits` times
+with equal shares of every class. Features are globally averaged, standardised on the training part, and learnt by
+scikit-learn's LogisticRegression with an L2 penalty of `--reg-param` on the mean loss, as in Spark ML
+(C = 1 / (n * regParam)). All draws and splits are seeded; rows and columns see the same ones.
 """
 
 import argparse
@@ -58,7 +58,9 @@ def read_folder(path: Path) -> tuple[list[np.ndarray], np.ndarray]:
     return images, np.array(labels)
 
 
-def featurize(images: list[np.ndarray], weights: str, size: int, layers: list[str], precision: str) -> dict[str, np.ndarray]:
+def featurize(
+    images: list[np.ndarray], weights: str, size: int, layers: list[str], precision: str
+) -> dict[str, np.ndarray]:
     """Globally averaged outputs (n, channels) float32 of each layer, images resized to `size` as the pipeline does."""
     graph = networks.export_graph("InceptionV3", weights, layers, "avg", size)
     core = ov.Core()
@@ -104,17 +106,21 @@ def accuracies(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--digits", type=Path, default=ROOT / "data" / "sample", help=".npz, or folder in NumtaDB's layout")
+    parser.add_argument(
+        "--digits", type=Path, default=ROOT / "data" / "sample", help=".npz, or folder in NumtaDB's layout"
+    )
     parser.add_argument("--part", choices=["all", "first", "last"], default="all", help="half of an .npz")
     parser.add_argument("--weights", nargs="+", default=["glyphs"], help="glyphs, random, imagenet or a .weights.h5")
     parser.add_argument("--sizes", nargs="+", type=int, default=[96, 128])
-    parser.add_argument("--layers", nargs="+", default=ALL_LAYERS, help="a layer, or several joined by + (mixed3+mixed5)")
+    parser.add_argument(
+        "--layers", nargs="+", default=ALL_LAYERS, help="a layer, or several joined by + (mixed3+mixed5)"
+    )
     parser.add_argument("--reg-param", nargs="+", type=float, default=[0.01])
     parser.add_argument("--per-class", type=int, default=50)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--splits", type=int, default=4)
     parser.add_argument("--max-iter", type=int, default=200)
-    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="of the network; bf16 is faster on some processors")
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="of the network")
     args = parser.parse_args()
     single = sorted({layer for row in args.layers for layer in row.split("+")}, key=lambda n: (len(n), n))
     if unknown := set(single) - set(ALL_LAYERS):
@@ -125,7 +131,8 @@ def main() -> None:
     used, rows = np.unique(np.concatenate(drawn), return_inverse=True)
     drawn = np.split(rows.ravel(), args.draws)
     images, labels = [images[i] for i in used], labels[used]
-    print(f"{args.per_class} per class, {args.draws} draws x {args.splits} splits of {len(used)} images ({args.digits.name}, {args.part})")
+    source = f"{args.digits.name}, {args.part}"
+    print(f"{args.per_class} per class, {args.draws} draws x {args.splits} splits, {len(used)} images of {source}")
     for weights in args.weights:
         for size in args.sizes:
             start = time.perf_counter()

@@ -1,8 +1,9 @@
 """Accuracy over many splits, not one: ``python tests/benchmarks/splits.py --data FOLDER --weights NAME_OR_FILE``.
 
 Three settings over the same stratified 8:2 splits: the article's; its last layer with logistic regression run to
-convergence; our recipe. Each image goes through the network once a setting. Prints a table and, with ``--record NAME``, puts it
-under that data set's name into ``notebooks/recorded_results.json``, which notebook 04 and the README show.
+convergence; our recipe. Each image goes through the network once a setting. Prints a table and, with ``--record NAME``,
+puts it under that data set's name into ``notebooks/recorded_results.json``, which notebook 04 shows, and the table into
+the README.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "notebooks" / "recorded_results.json"
+README = ROOT / "README.md"
+MARKS = ("<!-- results, by tests/benchmarks/splits.py --record -->", "<!-- end of results -->")
 
 
 def main() -> None:
@@ -75,11 +78,29 @@ def shown(arguments: list[str]) -> list[str]:
 
 
 def record(rows: list[dict]) -> None:
-    """Put the rows in place of those that have the same setting, data set and weights."""
+    """Put the rows in place of those of the same setting, data set, weights and images, and into the README."""
     old = json.loads(RECORDS.read_text(encoding="utf8")) if RECORDS.exists() else []
-    same = {(r["setting"], r["data_set"], r["weights"], r["images"]) for r in rows}
-    kept = [r for r in old if (r["setting"], r["data_set"], r["weights"], r.get("images")) not in same]
-    RECORDS.write_text(json.dumps(kept + rows, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+    same = ("setting", "data_set", "weights", "images")
+    replaced = [[row[name] for name in same] for row in rows]
+    kept = [row for row in old if [row[name] for name in same] not in replaced]
+    rows = sorted(kept + rows, key=lambda row: [row[name] for name in ("data_set", "images", "weights", "accuracy")])
+    RECORDS.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+    README.write_text(with_table(README.read_text(encoding="utf8"), rows), encoding="utf8")
+
+
+def with_table(readme: str, rows: list[dict]) -> str:
+    """The README with the table of ``rows`` between its two marks, and under it the commands that made them."""
+    head = ["data set", "images", "weights", "setting", "layer", "size", "accuracy", "made by"]
+    commands = list(dict.fromkeys(row["command"] for row in rows))
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in rows:
+        accuracy = f"{row['accuracy']:.3f} ± {row['spread']:.3f}"
+        cells = [row[name] for name in ("data_set", "images", "weights", "setting", "layer", "image_size")]
+        made = f"({commands.index(row['command']) + 1})"
+        lines.append(f"| {' | '.join(map(str, [*cells, accuracy, made]))} |")
+    lines += ["", *(f"({number}) `{command}`  " for number, command in enumerate(commands, 1))]
+    before, rest = readme.split(MARKS[0])
+    return f"{before}{MARKS[0]}\n{chr(10).join(lines)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
 
 
 if __name__ == "__main__":
