@@ -332,13 +332,14 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
         digest = networks.weights_digest(self.getModelName(), self.getWeights())
         if self._saved_digest not in (None, digest):
             raise ValueError(
-                f"weights={self.getWeights()!r} ({digest}) are not the weights this stage was saved with ({self._saved_digest}); "
-                "give it those by setWeights(path)"
+                f"weights={self.getWeights()!r} ({digest}) are not the weights this stage was saved with "
+                f"({self._saved_digest}); give it those by setWeights(path)"
             )
         return digest
 
     def _lost(self, problem: Exception) -> str:
-        return f"{problem}; this stage was saved with weights of digest {self._saved_digest}: give it their file by setWeights(path)"
+        saved = f"this stage was saved with weights of digest {self._saved_digest}"
+        return f"{problem}; {saved}: give it their file by setWeights(path)"
 
     def _check(self, dataset: DataFrame) -> None:
         check_input(dataset, self.getInputCol())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import re
 import subprocess
@@ -140,7 +141,8 @@ def weights_file(name: str, weights: str) -> Path | None:
         path = Path(weights).expanduser()
     if not path.is_file():
         raise WeightsUnavailable(
-            f'there is no weights file {path}; weights takes "imagenet", "glyphs", "random" or the path of a Keras weights file'
+            f'there is no weights file {path}; weights takes "imagenet", "glyphs", "random" or the path of a Keras '
+            "weights file"
         )
     return path
 
@@ -362,7 +364,8 @@ def image_network(
     pool = {
         "avg": keras.layers.GlobalAveragePooling2D(),
         "max": keras.layers.GlobalMaxPooling2D(),
-        "flatten": keras.layers.Flatten(),
+        # not keras.layers.Flatten, whose export to OpenVINO is for one image at a time
+        "flatten": lambda y: keras.ops.reshape(y, (-1, math.prod(y.shape[1:]))),
     }[pooling]
     flat = [pool(y) if len(y.shape) == 4 else y for y in (outputs if isinstance(outputs, list) else [outputs])]
     return keras.Model(pixels, flat[0] if len(flat) == 1 else keras.layers.Concatenate()(flat))

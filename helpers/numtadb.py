@@ -14,12 +14,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 import struct
 import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 import pyarrow as pa
@@ -113,13 +115,18 @@ def read_file(path: str) -> tuple[dict | None, str | None]:
     if not raw:
         return None, "the file is empty"
     try:
-        return decode(raw, Path(path).as_uri()), None
+        return decode(raw, _origin(path)), None
     except Image.UnidentifiedImageError:
         return None, "the file is no picture that Pillow knows"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None, f"the picture has more than {Image.MAX_IMAGE_PIXELS} pixels"
     except (OSError, SyntaxError, ValueError, struct.error) as problem:
         return None, f"the picture is broken: {problem}"
+
+
+def _origin(path: str) -> str:
+    """The file's address as Spark's image source writes it: java.net.URI escapes what it must in ASCII and nothing else."""
+    return "file://" + re.sub(r'[\x00-\x20"#%<>?\[\\\]^`{|}\x7f]', lambda found: quote(found[0]), path)
 
 
 def _read_files(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
@@ -160,18 +167,19 @@ def read_digits(root: str | Path | None = None) -> DataFrame:
     table["label"] = table["label"].astype("Int32")
     schema = "file string, label int, source string, writer string, path string, problem string"
     read = F.arrow_udf(_read_files, _READ_TYPE)(F.when(F.col("problem").isNull(), F.col("file")))
-    reason = F.coalesce("problem", "read.error")
-    # (a filter on `error` is not pushed past a regular expression, and so does not read every file twice)
+    reason = F.coalesce("problem", "read.error", F.lit(""))
+    # (a filter is not pushed past a regular expression: it would have files read below a sample, and read twice)
+    sound = reason.rlike("^$")
     return (
         spark.createDataFrame(table.astype(object).where(table.notna(), None), schema)
         .withColumn("read", read)
         .select(
-            F.col("read.image").alias("image"),
+            F.when(sound, F.col("read.image")).alias("image"),
             "label",
             "source",
             "writer",
             "path",
-            F.when(reason.rlike(""), reason).alias("error"),
+            F.when(~sound, reason).alias("error"),
         )
     )
 
@@ -360,8 +368,8 @@ def download_numtadb() -> Path:
     from kagglehub.exceptions import DataCorruptionError
 
     help_ = (
-        f"connect to the internet and try again, or download {KAGGLE_HANDLE} in a browser, unpack it and give its folder as DATA=…; "
-        "the sample inside this project needs no download"
+        f"connect to the internet and try again, or download {KAGGLE_HANDLE} in a browser, unpack it and give its folder "
+        "as DATA=…; the sample inside this project needs no download"
     )
     try:
         folder = Path(kagglehub.dataset_download(KAGGLE_HANDLE))

@@ -20,6 +20,12 @@ FAST = {"modelName": "VGG16", "weights": "random", "layer": "block3_pool", "imag
 BANDS = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Keras' own: how its variables become arrays, and what it says before it refuses a weights file
+    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation:DeprecationWarning")
+    config.addinivalue_line("filterwarnings", "ignore:Skipping nested container")
+
+
 @pytest.fixture(scope="session")
 def spark():
     session = start_spark("tests")
@@ -28,7 +34,7 @@ def spark():
 
 
 def picture(number: int, height: int = 40, width: int = 30, channels: int = 3) -> Image.Image:
-    """A picture that no other number has: its own colour, a ramp across it and noise, so that channels and pictures differ."""
+    """A picture that no other number has: its own colour, a ramp and noise, so that channels and pictures differ."""
     rng = np.random.default_rng(number)
     colour = rng.integers(20, 236, channels)
     ramp = np.linspace(-60, 60, width)[None, :, None] * rng.uniform(-1, 1, channels)
@@ -78,16 +84,18 @@ def write_pictures(folder: Path, names: Iterable[str], first: int = 0) -> None:
 def network_runs(monkeypatch, tmp_path) -> Callable[[], list[tuple[int, int, int]]]:
     """What ran in Spark's workers since it was last asked: (process, images, networks loaded for them) of every batch.
 
-    The featurizer's function goes to the workers by value, and what it calls with it where that is no longer the module's own.
+    The featurizer's function goes to the workers by value, and so does what it calls where that is not its module's.
     """
     log = tmp_path / "network_runs"
     log.touch()
-    run, load, file = featurizer.run_network, featurizer.load_graph, str(log)
+    run, file = featurizer.run_network, str(log)
 
     def counted_load(graph, threads):
-        before = load.cache_info().misses
-        network = load(graph, threads)
-        note(0, load.cache_info().misses - before)
+        from helpers.featurizer import load_graph  # the worker's own, with what it keeps
+
+        before = load_graph.cache_info().misses
+        network = load_graph(graph, threads)
+        note(0, load_graph.cache_info().misses - before)
         return network
 
     def counted_run(network, images, size, batch_size):

