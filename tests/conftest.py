@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import featurizer, numtadb
+from helpers import featurizer, networks, numtadb
 from helpers.spark import start_spark
 
 # The cheapest featurizer: a graph of 7 MB and 256 features. Tests that need just any network share it.
 FAST = {"modelName": "VGG16", "weights": "random", "layer": "block3_pool", "imageSize": 32}
+# Many small jobs: a JVM that compiles little and has one thread for garbage takes half the processor time over them.
+HASTY_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 BANDS = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -28,9 +30,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def spark():
-    session = start_spark("tests")
+    session = start_spark("tests", spark_driver_extraJavaOptions=HASTY_JAVA)
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def weights_file(tmp_path_factory) -> Path:
+    """Random weights of VGG16 in a file, as Keras writes it."""
+    file = tmp_path_factory.mktemp("weights") / "vgg16.weights.h5"
+    networks.build_network("VGG16", "random", image_size=FAST["imageSize"]).save_weights(file)
+    return file
 
 
 def picture(number: int, height: int = 40, width: int = 30, channels: int = 3) -> Image.Image:

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -305,14 +304,6 @@ model = PipelineModel.load(sys.argv[1])
 rows = model.transform(spark.read.parquet(sys.argv[2])).orderBy("number").collect()
 json.dump([[list(r.features), list(r.probability), r.prediction] for r in rows], open(sys.argv[3], "w"))
 """
-
-
-@pytest.fixture(scope="module")
-def weights_file(tmp_path_factory) -> Path:
-    """Weights of VGG16 in a file, as Keras writes it."""
-    file = tmp_path_factory.mktemp("weights") / "vgg16.weights.h5"
-    networks.build_network("VGG16", "random", image_size=32).save_weights(file)
-    return file
 
 
 def test_a_pipeline_saved_and_loaded_in_a_new_process(spark, weights_file, tmp_path):

@@ -85,14 +85,13 @@ def test_random_weights_are_seeded():
 
 
 @pytest.fixture(scope="module")
-def vgg(tmp_path_factory) -> Path:
-    """Weights files of VGG16, without and with its head of three classes."""
+def files(tmp_path_factory, weights_file) -> Path:
+    """Files that hold weights of VGG16, others, half of them or none."""
     import keras
 
     folder = tmp_path_factory.mktemp("weights")
-    model = build_network("VGG16", "random", image_size=32)
-    model.save_weights(folder / "vgg16.weights.h5")
-    model.save(folder / "vgg16.keras")
+    build_network("VGG16", "random", image_size=32).save(folder / "vgg16.keras")
+    (folder / "vgg16.weights.h5").symlink_to(weights_file)
     inputs = keras.Input((4,))
     keras.Model(inputs, keras.layers.Dense(3)(inputs)).save_weights(folder / "other.weights.h5")
     whole = (folder / "vgg16.weights.h5").read_bytes()
@@ -104,8 +103,8 @@ def vgg(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("file", ["vgg16.weights.h5", "vgg16.keras"])
-def test_weights_from_a_file(vgg, file):
-    loaded = build_network("VGG16", str(vgg / file), image_size=48).get_weights()
+def test_weights_from_a_file(files, file):
+    loaded = build_network("VGG16", str(files / file), image_size=48).get_weights()
     expected = build_network("VGG16", "random", image_size=48).get_weights()
     assert all(np.array_equal(a, b) for a, b in zip(loaded, expected, strict=True))
 
@@ -121,10 +120,10 @@ def test_weights_from_a_file(vgg, file):
         ("VGG16", "some.txt"),
     ],
 )
-def test_files_that_hold_other_weights_or_none(vgg, name, file):
+def test_files_that_hold_other_weights_or_none(files, name, file):
     with pytest.raises(ValueError, match=ONE_LINE) as told:
-        build_network(name, str(vgg / file), image_size=32)
-    assert f"{vgg / file} does not hold weights of {name} without its head" in str(told.value)
+        build_network(name, str(files / file), image_size=32)
+    assert f"{files / file} does not hold weights of {name} without its head" in str(told.value)
 
 
 def test_weights_that_are_not_there(tmp_path):
