@@ -102,6 +102,12 @@ def check_size(name: str, image_size: int | None) -> int:
     return int(image_size)
 
 
+def check_pooling(pooling: str) -> None:
+    """``ValueError`` for a pooling that is none of ``POOLINGS``."""
+    if pooling not in POOLINGS:
+        raise ValueError(f"there is no pooling {pooling!r}; {_near(str(pooling), POOLINGS)}")
+
+
 # -- weights ---------------------------------------------------------------------------------------------------------
 
 
@@ -349,8 +355,7 @@ def image_network(
     """
     import keras
 
-    if pooling not in POOLINGS:
-        raise ValueError(f"there is no pooling {pooling!r}; {_near(str(pooling), POOLINGS)}")
+    check_pooling(pooling)
     size = check_size(name, image_size)
     model = build_network(name, weights, include_top, size)
     inner = keras.Model(model.input, resolve_layers(model, layers))
@@ -392,6 +397,7 @@ def export_graph(
         ValueError: unknown network, layer or pooling, too small a size, or weights of another network.
         WeightsUnavailable: the weights cannot be had here.
     """
+    check_pooling(pooling)
     wanted = {
         "name": name,
         "weights": weights,

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import FAST, image_frame, picture, struct, write_pictures
+from conftest import FAST, HASTY_JAVA, image_frame, picture, struct, write_pictures
 from PIL import Image
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
@@ -298,7 +298,7 @@ def test_params_set_copied_and_explained():
 LOAD = """
 import json, sys
 from helpers.spark import start_spark
-spark = start_spark()
+spark = start_spark(spark_driver_extraJavaOptions=sys.argv[4])
 from pyspark.ml import PipelineModel
 model = PipelineModel.load(sys.argv[1])
 rows = model.transform(spark.read.parquet(sys.argv[2])).orderBy("number").collect()
@@ -311,7 +311,7 @@ def test_a_pipeline_saved_and_loaded_in_a_new_process(spark, weights_file, tmp_p
     frame.coalesce(1).write.parquet(str(tmp_path / "digits"))
     digits = spark.read.parquet(str(tmp_path / "digits"))
     stage = DeepImageFeaturizer(**FAST | {"weights": str(weights_file)})
-    pipeline = Pipeline(stages=[stage, LogisticRegression(maxIter=5)])
+    pipeline = Pipeline(stages=[stage, LogisticRegression(maxIter=2)])
     pipeline.save(str(tmp_path / "pipeline"))
     assert Pipeline.load(str(tmp_path / "pipeline")).getStages()[0].extractParamMap() == stage.extractParamMap()
     model = pipeline.fit(digits)
@@ -322,6 +322,7 @@ def test_a_pipeline_saved_and_loaded_in_a_new_process(spark, weights_file, tmp_p
     assert saved["weightsDigest"].startswith("sha256:") and saved["paramMap"]["weights"] == str(weights_file)
 
     command = [sys.executable, "-c", LOAD, *(str(tmp_path / name) for name in ("model", "digits", "predicted.json"))]
+    command.append(HASTY_JAVA)
     subprocess.run(command, check=True, cwd=tmp_path)
     rows = model.transform(digits).orderBy("number").collect()
     assert len(rows) == 8
