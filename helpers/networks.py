@@ -511,10 +511,10 @@ def article(weights: str = "imagenet", model_name: str = "InceptionV3") -> Recip
 def recipe(weights: str = "glyphs", model_name: str = "InceptionV3") -> Recipe:
     """The settings we recommend for these weights, found by ``tests/benchmarks/recipe_table.py``."""
     network(model_name)
-    if model_name != "InceptionV3":
-        return Recipe("improved recipe", model_name, weights, None, "avg", None, 200, 0.01, 0.0)
-    layer, size = (("mixed2", "mixed3"), 128) if weights == "glyphs" else (("mixed4",), 150)
-    return Recipe("improved recipe", model_name, weights, layer, "avg", size, 200, 0.01, 0.0)
+    layer, size, penalty = None, None, 0.01
+    if model_name == "InceptionV3":
+        layer, size, penalty = (("mixed3", "mixed4"), 96, 0.1) if weights == "glyphs" else (("mixed4",), 150, 0.01)
+    return Recipe("improved recipe", model_name, weights, layer, "avg", size, 100, penalty, 0.0)
 
 
 if __name__ == "__main__":
