@@ -55,9 +55,9 @@ sample: $(VENV)/.ready ## remake data/sample (the drawn digits)
 
 # PyTorch and OpenCV have no place in the course's environment, so this one has its own.
 pretrain: $(VENV)/.ready ## remake data/weights (hours; Debian's fonts and PyTorch)
-	@test -x build/pretrain/bin/python || $(PY) -m venv build/pretrain
-	@build/pretrain/bin/python -m pip install -qq --editable '.[pretrain]'
-	@build/pretrain/bin/python data/make_weights.py $(PRETRAIN_OPTIONS)
+	@test -x build/pretrain-venv/bin/python || $(PY) -m venv build/pretrain-venv
+	@build/pretrain-venv/bin/python -m pip install -qq --editable '.[pretrain]'
+	@build/pretrain-venv/bin/python data/make_weights.py $(PRETRAIN_OPTIONS)
 
 # Pins stay where they are as long as they fit; LOCK_OPTIONS=--upgrade moves them.
 lock: $(VENV)/.ready ## remake requirements.lock and environment.yml from pyproject.toml
