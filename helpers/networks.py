@@ -513,8 +513,8 @@ def recipe(weights: str = "glyphs", model_name: str = "InceptionV3") -> Recipe:
     network(model_name)
     layer, size, penalty = None, None, 0.01
     if model_name == "InceptionV3":
-        layer, size, penalty = (("mixed3", "mixed4"), 96, 0.1) if weights == "glyphs" else (("mixed4",), 150, 0.01)
-    return Recipe("improved recipe", model_name, weights, layer, "avg", size, 100, penalty, 0.0)
+        layer, size, penalty = (("mixed3", "mixed4"), 96, 0.03) if weights == "glyphs" else (("mixed4",), 150, 0.01)
+    return Recipe("improved recipe", model_name, weights, layer, "avg", size, 200, penalty, 0.0)
 
 
 if __name__ == "__main__":

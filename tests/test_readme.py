@@ -62,5 +62,6 @@ def test_a_record_replaces_its_like_and_no_other(splits, tmp_path, monkeypatch):
 
 
 def test_a_recorded_command_names_no_folder_of_a_machine(splits):
-    typed = ["--data", "/some/where/digits", "--weights", "/else/w.h5", "--splits", "20", "--record", "NumtaDB, real"]
+    typed = ["--data", "/some/where/digits", "--weights", "/else/w.h5", "--record", "NumtaDB, real", "--splits", "20"]
+    typed += ["--store", "/tmp/features"]
     assert splits.shown(typed) == ["--data", "digits", "--weights", "w.h5", "--splits", "20"]

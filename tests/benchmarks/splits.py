@@ -72,8 +72,12 @@ def main() -> None:
 
 
 def shown(arguments: list[str]) -> list[str]:
-    """The command line without the folders of the machine it was typed on, and without ``--record NAME``."""
-    kept = arguments[: arguments.index("--record")] if "--record" in arguments else arguments
+    """The command line as others would type it: without folders of this machine, its store and ``--record NAME``."""
+    kept = list(arguments)
+    for option in ("--store", "--record"):
+        if option in kept:
+            at = kept.index(option)
+            del kept[at : at + 2]
     return [Path(argument).name if "/" in argument else argument for argument in kept]
 
 
