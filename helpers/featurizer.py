@@ -46,7 +46,7 @@ IMAGE_FIELDS = {
     "nChannels": T.IntegerType(),
     "data": T.BinaryType(),
 }
-BATCH_SIZE = 8  # beyond it OpenVINO gains nothing on one core and memory grows
+BATCH_SIZE = 4  # beyond it OpenVINO gains nothing on one core and memory grows
 
 # -- in the worker ---------------------------------------------------------------------------------------------------
 

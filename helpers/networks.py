@@ -237,9 +237,8 @@ def _bare(name: str, include_top: bool, size: int, classes: int) -> keras.Model:
     import keras
 
     head = {"classes": classes} if include_top else {}
-    model = getattr(keras.applications, name)(
-        weights=None, include_top=include_top, input_shape=(size, size, 3), **head
-    )
+    shape = (size, size, 3) if keras.config.image_data_format() == "channels_last" else (3, size, size)
+    model = getattr(keras.applications, name)(weights=None, include_top=include_top, input_shape=shape, **head)
     _usual_names(model)
     return model
 
@@ -293,7 +292,7 @@ def _set(model: keras.Model, arrays: list[np.ndarray], name: str, what: str) -> 
         model.set_weights(arrays)
     except ValueError as problem:
         raise ValueError(
-            f"{what} do not fit {name} at {model.input_shape[1]} pixels: {_first_line(problem)}"
+            f"{what} do not fit {name} at {model.input_shape[2]} pixels: {_first_line(problem)}"
         ) from problem
 
 
@@ -365,6 +364,9 @@ def image_network(
         x = keras.ops.flip(x, axis=-1) / 127.5 - 1.0
     else:
         x = x - keras.ops.array(CAFFE_MEAN_BGR, dtype="float32")
+    channels_first = keras.config.image_data_format() == "channels_first"
+    if channels_first:
+        x = keras.ops.transpose(x, (0, 3, 1, 2))
     outputs = inner(x)
     pool = {
         "avg": keras.layers.GlobalAveragePooling2D(),
@@ -372,7 +374,15 @@ def image_network(
         # not keras.layers.Flatten, whose export to OpenVINO is for one image at a time
         "flatten": lambda y: keras.ops.reshape(y, (-1, math.prod(y.shape[1:]))),
     }[pooling]
-    flat = [pool(y) if len(y.shape) == 4 else y for y in (outputs if isinstance(outputs, list) else [outputs])]
+
+    def pooled(y: keras.KerasTensor) -> keras.KerasTensor:
+        if len(y.shape) != 4:
+            return y
+        if pooling == "flatten" and channels_first:  # one order of features, whatever the layout inside
+            y = keras.ops.transpose(y, (0, 2, 3, 1))
+        return pool(y)
+
+    flat = [pooled(y) for y in (outputs if isinstance(outputs, list) else [outputs])]
     return keras.Model(pixels, flat[0] if len(flat) == 1 else keras.layers.Concatenate()(flat))
 
 
@@ -452,6 +462,10 @@ def _run_apart(task: str, wanted: dict) -> str:
 
 
 def _export(wanted: dict) -> None:
+    import keras
+
+    # as OpenVINO computes: channels last would leave a transposition between each convolution and its normalisation
+    keras.config.set_image_data_format("channels_first")
     path = wanted.pop("path")
     image_network(**wanted).export(path, format="openvino", verbose=False)
 
