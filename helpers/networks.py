@@ -367,7 +367,16 @@ def image_network(
     channels_first = keras.config.image_data_format() == "channels_first"
     if channels_first:
         x = keras.ops.transpose(x, (0, 3, 1, 2))
-    outputs = inner(x)
+    head = [layer.name for layer in model.layers].index("flatten") if include_top and name.startswith("VGG") else None
+    if head is None or layers:
+        outputs = inner(x)
+    else:  # VGG's head begins with a Flatten, which is exported for one image at a time and in the layout's own order
+        outputs = keras.Model(model.input, model.layers[head].input)(x)
+        if channels_first:
+            outputs = keras.ops.transpose(outputs, (0, 2, 3, 1))
+        outputs = keras.ops.reshape(outputs, (-1, math.prod(outputs.shape[1:])))
+        for layer in model.layers[head + 1 :]:
+            outputs = layer(outputs)
     pool = {
         "avg": keras.layers.GlobalAveragePooling2D(),
         "max": keras.layers.GlobalMaxPooling2D(),

@@ -316,3 +316,16 @@ def test_the_export_takes_this_package_and_no_other(monkeypatch, cache, tmp_path
     assert network([np.zeros((3, size, size, 3), np.uint8)])[0].shape == (3, 256)
     with pytest.raises(ValueError, match=r"^there is no layer 'block9' in vgg16; did you mean"):
         export_graph("VGG16", "random", ["block9"], image_size=size)
+
+
+def test_vgg_with_its_head_takes_several_images_at_once():
+    import keras
+    import openvino
+
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    pixels = coarse.repeat(16, axis=1).repeat(16, axis=2)  # patches, not noise: noise all looks alike to a network
+    graph = networks.export_graph("VGG16", "random", image_size=64, include_top=True)
+    network = openvino.Core().compile_model(str(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    prepared = keras.applications.vgg16.preprocess_input(pixels[..., ::-1].astype(np.float32))
+    wanted = networks.build_network("VGG16", "random", True, 64).predict(prepared, verbose=0)
+    assert np.allclose(network([pixels])[0], wanted, atol=1e-4)
