@@ -5,12 +5,13 @@ The network is `keras.applications.InceptionV3` with a classifier over glyph cla
 scripts drawn from Debian's free fonts, distorted into something like handwriting. No Bengali, Assamese or Tirhuta glyph
 is drawn for training, so the digits of NumtaDB stay a foreign script to it.
 
-    python data/make_weights.py --minutes 80           # train (or resume), then export
+    python data/make_weights.py --images 800000        # train (or resume), then export
     python data/make_weights.py --export-only          # export the averaged weights of the last checkpoint
     python data/make_weights.py --lookalikes FONT      # which classes FONT's Bengali digits are taken for (no training)
     python data/make_weights.py --preview sheet.png    # a sheet of training images
 
-Training stops by wall time, not by steps, so two runs see different numbers of images; everything else is seeded.
+Everything is seeded and the schedule follows the number of images seen, not the clock: a stop, a resumption or a busy
+machine changes when training ends, not what it does.
 Needs torch, keras, opencv-python-headless, scikit-image, fonttools, pillow and the Debian packages of PACKAGES. It runs
 on the processor (bfloat16) or, when torch finds one, on a GPU (`--replicas 1 --batch 256 --workers 8`).
 """
@@ -43,7 +44,7 @@ from PIL import Image, ImageFont
 from skimage.morphology import skeletonize
 from torch import nn
 
-VERSION = "1"
+VERSION = "2"
 ROOT = Path(__file__).resolve().parents[1]
 # fmt: off
 PACKAGES = [
@@ -494,10 +495,7 @@ def last_layer(progress: float) -> str:
 
 
 def learning_rate(progress: float, steps: int, peak: float) -> float:
-    """Warm-up over 150 steps, then the peak, then over the last 30 % of the time linearly down to 1 % of it.
-
-    A plateau rather than a cosine: time lost to other work on the machine then costs images, but not learning rate.
-    """
+    """Warm-up over 150 steps, then the peak, then over the last 30 % of the images linearly down to 1 % of it."""
     return peak * min(1.0, (steps + 1) / 150, 0.01 + 0.99 * (1 - progress) / 0.3)
 
 
@@ -557,9 +555,9 @@ def gradients(
 
 
 def train(
-    folder: Path, minutes: float, batch: int, peak: float, workers: int, checkpoint_minutes: float, replicas: int
+    folder: Path, budget: int, batch: int, peak: float, workers: int, checkpoint_minutes: float, replicas: int
 ) -> None:
-    """Train until `minutes` of training time are used up, resuming from folder/state.pt when there is one.
+    """Train until the network has seen `budget` images, resuming from folder/state.pt when there is one.
 
     On a processor each of `replicas` threads runs its share of a batch on one core: two threads inside one convolution
     wait for each other busily, which on a shared machine made a step up to 10 times as dear.
@@ -589,9 +587,8 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         average = state["average"]
         seconds, images, steps = state["seconds"], state["images"], state["steps"]
-        print(f"resumed at {seconds / 60:.1f} min, {images} images", flush=True)
-    budget = minutes * 60
-    stage = multiprocessing.Array("d", [image_size(seconds / budget), difficulty(seconds / budget)], lock=False)
+        print(f"resumed at {images} images, {seconds / 60:.1f} min", flush=True)
+    stage = multiprocessing.Array("d", [image_size(images / budget), difficulty(images / budget)], lock=False)
     data = GlyphBatches(fields, rows, labels, batch, stage, seed=steps)
     stream = iter(
         torch.utils.data.DataLoader(
@@ -604,8 +601,8 @@ def train(
     pool = ThreadPoolExecutor(replicas, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
     clock = last_log = last_save = time.monotonic()
     started_at, right, seen, losses = seconds, 0, 0, 0.0
-    while seconds < budget:
-        progress = seconds / budget
+    while images < budget:
+        progress = images / budget
         stage[:] = [image_size(progress), difficulty(progress)]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(progress, steps, peak) * group["factor"]
@@ -637,7 +634,7 @@ def train(
                 flush=True,
             )
             last_log, right, seen, losses = now, 0, 0, 0.0
-        if now - last_save > checkpoint_minutes * 60 or seconds >= budget:
+        if now - last_save > checkpoint_minutes * 60 or images >= budget:
             last_save = now
             state = {
                 "model": model.state_dict(),
@@ -646,7 +643,7 @@ def train(
                 "seconds": seconds,
                 "images": images,
                 "steps": steps,
-                "minutes": minutes,
+                "budget": budget,
             }
             torch.save(state, state_file.with_suffix(".new"))
             state_file.with_suffix(".new").replace(state_file)
@@ -701,7 +698,6 @@ def export(folder: Path, out: Path) -> None:
         "images": state["images"],
         "steps": state["steps"],
         "minutes": round(state["seconds"] / 60, 1),
-        "planned_minutes": state["minutes"],
         "classes": len(meta["classes"]),
         "glyphs": len(meta["labels"]),
         "fonts": meta["fonts"],
@@ -752,7 +748,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "pretrain", help="checkpoints and drawn glyphs")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "weights" / "inception_v3_glyphs.npz")
-    parser.add_argument("--minutes", type=float, default=80, help="training time in all, resumed runs included")
+    parser.add_argument("--images", type=int, default=800_000, help="training images in all, resumed runs included")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--replicas", type=int, default=2, help="threads that share a batch; 1 on a GPU")
@@ -773,7 +769,7 @@ def main() -> None:
         if not args.export_only:
             train(
                 args.folder,
-                args.minutes,
+                args.images,
                 args.batch,
                 args.learning_rate,
                 args.workers,
