@@ -20,14 +20,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pyspark import SparkFiles, keyword_only
+from pyspark import SparkFiles, TaskContext, keyword_only
 from pyspark.ml import Transformer
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.param import Param, Params, TypeConverters
@@ -70,18 +69,30 @@ def pixels(height: int, width: int, channels: int, data: bytes | memoryview, siz
     return np.repeat(array[:, :, None], 3, axis=2) if channels == 1 else array
 
 
-@lru_cache(maxsize=2)
-def load_graph(graph: str, threads: int) -> Any:
-    """The compiled network, loaded once in a process and used by all its tasks."""
+_loaded: dict[tuple[str, int], tuple[Any, int]] = {}
+
+
+def load_graph(graph: str, threads: int, task: int) -> Any:
+    """The compiled network, loaded once in a process and used by all its tasks.
+
+    A network that the running task has not used yet goes when another one is loaded, so that a process keeps one of
+    them in memory, or as many as one task needs.
+    """
     import openvino
 
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",  # left alone it takes bfloat16 where the processor has it
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "ENABLE_CPU_PINNING": False,  # pinned, the workers of a machine would all sit on its first core
-    }
-    return openvino.Core().compile_model(graph, "CPU", settings)
+    if (graph, threads) not in _loaded:
+        for other in [key for key, (_, last) in _loaded.items() if last != task]:
+            del _loaded[other]
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",  # left alone it takes bfloat16 where the processor has it
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # pinned, the workers of a machine would all sit on its first core
+        }
+        _loaded[graph, threads] = openvino.Core().compile_model(graph, "CPU", settings), task
+    network, _ = _loaded[graph, threads]
+    _loaded[graph, threads] = network, task
+    return network
 
 
 def run_network(network: Callable, images: pa.StructArray, size: int, batch_size: int) -> tuple[list, list]:
@@ -120,17 +131,16 @@ def run_network(network: Callable, images: pa.StructArray, size: int, batch_size
     return outputs, reasons
 
 
-def worker_function(
-    graph: str, size: int, batch_size: int, threads: int, to_arrow: Callable[[list], pa.Array]
-) -> Callable[[pa.Array], pa.Array]:
-    """The function a Spark worker runs over its Arrow batches of images."""
+def network_function(
+    graph: str, size: int, batch_size: int, threads: int
+) -> Callable[[pa.StructArray], tuple[list, list]]:
+    """``run_network`` with the network that the worker has loaded."""
 
-    def featurize(images: pa.Array) -> pa.Array:
-        network = load_graph(SparkFiles.get(graph), threads)
-        outputs, reasons = run_network(network, images, size, batch_size)
-        return pa.StructArray.from_arrays([to_arrow(outputs), pa.array(reasons, pa.string())], names=["output", "error"])
+    def run(images: pa.StructArray) -> tuple[list, list]:
+        network = load_graph(SparkFiles.get(graph), threads, TaskContext.get().taskAttemptId())
+        return run_network(network, images, size, batch_size)
 
-    return featurize
+    return run
 
 
 def vectors_to_arrow(outputs: list) -> pa.Array:
@@ -364,25 +374,34 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
         """The output column from what the workers gave."""
         return F.when(output.isNotNull(), array_to_vector(output))
 
+    def network_function(self, spark: SparkSession) -> Callable[[pa.StructArray], tuple[list, list]]:
+        """What a worker runs over an Arrow batch of images, its network on the way to the executors: outputs (float32
+        rows, ``None`` for an image that cannot be used) and reasons (``None`` where there is nothing to tell).
+        """
+        return network_function(
+            ship(spark, networks.export_graph(**self._graph())),
+            self.image_size(),
+            self.getBatchSize(),
+            int(spark.conf.get("spark.task.cpus", "1")),
+        )
+
     def _transform(self, dataset: DataFrame) -> DataFrame:
         self._check(dataset)
         try:
             self.weights_digest()
         except networks.WeightsUnavailable as problem:
             raise networks.WeightsUnavailable(self._lost(problem) if self._saved_digest else str(problem)) from None
-        spark = dataset.sparkSession
         kind, to_arrow = self._output()
-        function = worker_function(
-            ship(spark, networks.export_graph(**self._graph())),
-            self.image_size(),
-            self.getBatchSize(),
-            int(spark.conf.get("spark.task.cpus", "1")),
-            to_arrow,
-        )
+        run = self.network_function(dataset.sparkSession)
+
+        def featurize(images: pa.Array) -> pa.Array:
+            outputs, reasons = run(images)
+            columns = [to_arrow(outputs), pa.array(reasons, pa.string())]
+            return pa.StructArray.from_arrays(columns, names=["output", "error"])
+
         result = T.StructType([T.StructField("output", kind), T.StructField("error", T.StringType())])
-        run = F.arrow_udf(function, result)
         made = f"{self.uid}__output"
-        frame = dataset.withColumn(made, run(F.col(f"`{self.getInputCol()}`")))
+        frame = dataset.withColumn(made, F.arrow_udf(featurize, result)(F.col(f"`{self.getInputCol()}`")))
         frame = frame.withColumn(self.getOutputCol(), self._column(F.col(f"`{made}`.output")))
         if self.getErrorCol() is not None:
             # a filter on this column would be pushed below the network, which then ran twice, but not past a regular

@@ -10,7 +10,9 @@ exceptions anyway, and a JVM that does not start is quoted in the exception rais
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import importlib
 import os
 import re
 import shutil
@@ -159,12 +161,17 @@ def available_memory() -> int:
 def local_settings(cores: int, memory: int) -> dict[str, str]:
     """Spark's settings on one machine of ``cores`` cores and ``memory`` MiB.
 
-    The heap is an eighth of the memory, within 512 MiB and 4 GiB: images and networks live in the Python workers, one a
-        core.
+    The heap is a sixteenth of the memory, within 512 MiB and 4 GiB: images and networks live in the Python workers, one
+    a core.
     """
     return {
         "spark.master": f"local[{cores}]",
-        "spark.driver.memory": f"{min(max(memory // 8, 512), 4096)}m",
+        "spark.driver.memory": f"{min(max(memory // 16, 512), 4096)}m",
+        # the collector that keeps to the memory in use: the default one takes whatever the heap allows
+        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:MaxNewSize=128m "
+        "-XX:MinHeapFreeRatio=10 -XX:MaxHeapFreeRatio=30",
+        "spark.python.daemon.module": "helpers.spark",
+        "spark.executorEnv.PYTHONPATH": str(Path(__file__).parent.parent),
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.enabled": "false",
@@ -240,6 +247,8 @@ def start_spark(app_name: str = "numtadb", master: str | None = None, **conf: ob
     settings = common_settings()
     if on_this_machine:
         settings |= local_settings(available_cores(), available_memory())
+        java = "spark.driver.extraJavaOptions"
+        settings[java] = f"{settings[java]} {given.pop(java, '')}".strip()
     if master is not None:
         settings["spark.master"] = master
     settings |= given | {"spark.app.name": app_name}
@@ -248,6 +257,7 @@ def start_spark(app_name: str = "numtadb", master: str | None = None, **conf: ob
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     if on_this_machine:
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+        os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # else each of the JVM's threads may keep memory of its own
     if not submitted:
         _start_jvm(settings)
     builder = SparkSession.builder
@@ -295,3 +305,25 @@ def _start_jvm(settings: dict[str, str]) -> None:
                 f"the JVM of Spark did not start ({os.environ['JAVA_HOME']}): {' / '.join(said)}"
             ) from problem
     SparkContext._ensure_initialized(gateway=gateway, conf=conf)
+
+
+# What every worker imports; not OpenVINO, whose import starts a thread, which a fork would lose.
+_PRELOADED = ("numpy", "pandas", "pyarrow", "PIL.Image", "pyspark.ml.functions", "pyspark.worker")
+
+
+def _daemon() -> None:
+    """Spark's own daemon, from which Python workers are forked, with what they all import already imported: they start
+    at once and share its memory.
+
+    This package itself is forgotten again, so that a worker takes the modules that the driver shipped.
+    """
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
+        del sys.modules[name]
+    gc.freeze()  # a collection would write to pages that are shared
+    importlib.import_module("pyspark.daemon").manager()
+
+
+if __name__ == "__main__":
+    _daemon()
