@@ -1,0 +1,144 @@
+"""A plain Keras loop in a process of its own, and the count of a network's operations.
+
+``KerasLoop`` starts the process with the threads it is given and asks it for rates; in it ``network.predict`` takes an
+array of images in batches, which is all that a loop without Spark needs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import keras
+
+NETWORK, SIZE = "InceptionV3", 299
+
+
+def random_images(number: int, size: int = SIZE) -> np.ndarray:
+    """Seeded pixels, uint8 (number, size, size, 3)."""
+    return np.random.default_rng(0).integers(0, 256, (number, size, size, 3), dtype=np.uint8)
+
+
+def flops(model: keras.Model) -> int:
+    """Floating-point operations of one image in the model's convolutions and dense layers, two per multiply-add.
+
+    A convolution computes, at every place of its output, for each output channel a sum over its window and over the
+    input channels of its group; a separable one a depthwise and then a pointwise convolution.
+
+    Raises:
+        ValueError: a layer with a kernel that is neither.
+    """
+    total = 0
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            total += flops(layer)
+            continue
+        kind = type(layer).__name__
+        if not hasattr(layer, "kernel") and not hasattr(layer, "depthwise_kernel"):
+            continue
+        if kind == "Dense":
+            total += 2 * math.prod(layer.kernel.shape) * math.prod(layer.output.shape[1:-1])
+            continue
+        if kind not in ("Conv2D", "DepthwiseConv2D", "SeparableConv2D"):
+            raise ValueError(f"operations of a {kind} ({layer.name}) cannot be counted")
+        first = layer.data_format == "channels_first"
+        places = math.prod(layer.output.shape[2:] if first else layer.output.shape[1:-1])
+        separable = kind == "SeparableConv2D"
+        kernels = [layer.depthwise_kernel, layer.pointwise_kernel] if separable else [layer.kernel]
+        total += 2 * places * sum(math.prod(kernel.shape) for kernel in kernels)
+    return total
+
+
+class KerasLoop:
+    """The loop in a process with so many ``threads`` within an operation, with or without XLA (``compiled``)."""
+
+    def __init__(self, threads: int, compiled: bool) -> None:
+        self.threads, self.compiled = threads, compiled
+        settings = {
+            "KERAS_BACKEND": "tensorflow",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "TF_NUM_INTRAOP_THREADS": str(threads),
+            "TF_NUM_INTEROP_THREADS": "1",
+            "OMP_NUM_THREADS": str(threads),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), json.dumps({"compiled": compiled})],
+            env=os.environ | settings,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.flops = int(self._read()["flops"])
+
+    def __str__(self) -> str:
+        return f"{self.threads} thread{'s' if self.threads > 1 else ''}{', XLA' if self.compiled else ''}"
+
+    def rate(self, images: int, batch: int) -> float:
+        """Images/s over so many images."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"images": images, "batch": batch}) + "\n")
+        self.process.stdin.flush()
+        return images / float(self._read()["seconds"])
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _read(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the Keras loop ended with status {self.process.wait()}")
+        return json.loads(line)
+
+
+def best_loop(cores: int, batches: tuple[int, ...], images: int) -> tuple[KerasLoop, int]:
+    """The fastest of the loops over threads, XLA and batch sizes, and its batch; each one's rate is printed."""
+    rates: dict[tuple[KerasLoop, int], float] = {}
+    for threads in sorted({1, cores}):
+        for compiled in (False, True):
+            loop = KerasLoop(threads, compiled)
+            for batch in batches:
+                loop.rate(batch, batch)  # traced
+                rates[loop, batch] = loop.rate(max(images // batch, 1) * batch, batch)
+                print(f"Keras, {loop}, batch {batch}: {rates[loop, batch]:.2f} images/s", flush=True)
+            best = max(rates, key=rates.__getitem__)[0]
+            for other in {loop for loop, _ in rates} - {best}:
+                if other.process.poll() is None:
+                    other.close()
+    return max(rates, key=rates.__getitem__)
+
+
+def serve(compiled: bool) -> None:
+    """The process's own part: a line of JSON in, a line of JSON out, until the input ends."""
+    import keras
+
+    from helpers.networks import build_network, image_network
+
+    print(json.dumps({"flops": flops(build_network(NETWORK, "random", image_size=SIZE))}), flush=True)
+    keras.backend.clear_session()
+    network = image_network(NETWORK, "random", image_size=SIZE)
+    network.jit_compile = compiled
+    pictures = random_images(0)
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        if len(pictures) < wanted["images"]:
+            pictures = random_images(wanted["images"])
+        started = time.perf_counter()
+        network.predict(pictures[: wanted["images"]], batch_size=wanted["batch"], verbose=0)
+        print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
+
+
+if __name__ == "__main__":
+    serve(**json.loads(sys.argv[1]))
