@@ -52,7 +52,7 @@ class Watch(threading.Thread):
                     below = psutil.Process().children(recursive=True)
                     jvm = next((process for process in below if process.name() == "java"), None)
                     continue
-                pythons = jvm.children(recursive=True)
+                pythons = [process for process in jvm.children(recursive=True) if "python" in process.name()]
             except psutil.NoSuchProcess:
                 continue
             self._note("daemon started", bool(pythons))

@@ -72,7 +72,8 @@ def kind_of(process: psutil.Process) -> str:
             return "other"
         parent = process.parent()
         if parent is not None and parent.name() == "java":
-            return "Python workers" if "pyspark.worker" in command else "pyspark daemon"
+            # without a daemon (Windows, spark.python.use.daemon=false) the JVM starts workers itself
+            return "Python workers" if command[1:3] == ["-m", "pyspark.worker"] else "pyspark daemon"
         above = parent.parent() if parent is not None else None
         if above is not None and above.name() == "java":
             return "Python workers"
