@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,10 +60,10 @@ def flops(model: keras.Model) -> int:
 
 
 class KerasLoop:
-    """The loop in a process with so many ``threads`` within an operation, with or without XLA (``compiled``)."""
+    """The loop in a process with so many ``threads`` within an operation."""
 
-    def __init__(self, threads: int, compiled: bool) -> None:
-        self.threads, self.compiled = threads, compiled
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
         settings = {
             "KERAS_BACKEND": "tensorflow",
             "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -71,7 +72,7 @@ class KerasLoop:
             "OMP_NUM_THREADS": str(threads),
         }
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), json.dumps({"compiled": compiled})],
+            [sys.executable, str(Path(__file__))],
             env=os.environ | settings,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -81,7 +82,7 @@ class KerasLoop:
         self.flops = int(self._read()["flops"])
 
     def __str__(self) -> str:
-        return f"{self.threads} thread{'s' if self.threads > 1 else ''}{', XLA' if self.compiled else ''}"
+        return f"{self.threads} thread{'s' if self.threads > 1 else ''}"
 
     def rate(self, images: int, batch: int) -> float:
         """Images/s over so many images."""
@@ -103,24 +104,27 @@ class KerasLoop:
         return json.loads(line)
 
 
-def best_loop(cores: int, batches: tuple[int, ...], images: int) -> tuple[KerasLoop, int]:
-    """The fastest of the loops over threads, XLA and batch sizes, and its batch; each one's rate is printed."""
-    rates: dict[tuple[KerasLoop, int], float] = {}
-    for threads in sorted({1, cores}):
-        for compiled in (False, True):
-            loop = KerasLoop(threads, compiled)
-            for batch in batches:
-                loop.rate(batch, batch)  # traced
-                rates[loop, batch] = loop.rate(max(images // batch, 1) * batch, batch)
-                print(f"Keras, {loop}, batch {batch}: {rates[loop, batch]:.2f} images/s", flush=True)
-            best = max(rates, key=rates.__getitem__)[0]
-            for other in {loop for loop, _ in rates} - {best}:
-                if other.process.poll() is None:
-                    other.close()
-    return max(rates, key=rates.__getitem__)
+def best_loop(cores: int, batches: Sequence[int], images: int) -> tuple[KerasLoop, int]:
+    """The loop with the faster number of threads (one, or one a core) and its fastest batch size; prints each rate."""
+
+    def tried(loop: KerasLoop, batch: int) -> float:
+        loop.rate(2 * batch, batch)  # traced
+        rate = loop.rate(max(images // batch, 2) * batch, batch)
+        print(f"Keras, {loop}, batch {batch}: {rate:.2f} images/s", flush=True)
+        return rate
+
+    loops = [KerasLoop(threads) for threads in sorted({1, cores})]
+    first = sorted(batches)[len(batches) // 2]
+    rates = [tried(loop, first) for loop in loops]
+    best = loops[rates.index(max(rates))]
+    for loop in loops:
+        if loop is not best:
+            loop.close()
+    by_batch = {first: max(rates)} | {batch: tried(best, batch) for batch in batches if batch != first}
+    return best, max(by_batch, key=by_batch.__getitem__)
 
 
-def serve(compiled: bool) -> None:
+def serve() -> None:
     """The process's own part: a line of JSON in, a line of JSON out, until the input ends."""
     import keras
 
@@ -129,7 +133,7 @@ def serve(compiled: bool) -> None:
     print(json.dumps({"flops": flops(build_network(NETWORK, "random", image_size=SIZE))}), flush=True)
     keras.backend.clear_session()
     network = image_network(NETWORK, "random", image_size=SIZE)
-    network.jit_compile = compiled
+    network.jit_compile = False  # oneDNN's convolutions are faster on a processor than what XLA makes of them
     pictures = random_images(0)
     for line in sys.stdin:
         wanted = json.loads(line)
@@ -141,4 +145,4 @@ def serve(compiled: bool) -> None:
 
 
 if __name__ == "__main__":
-    serve(**json.loads(sys.argv[1]))
+    serve()
