@@ -2,13 +2,16 @@
 
 import importlib
 import json
+import shlex
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pytest
 from pyspark.sql import functions as F
 
@@ -59,7 +62,7 @@ def test_operations_of_inception(benchmark):
     assert benchmark("keras_loop").flops(build_network("InceptionV3", "random")) == pytest.approx(11.4e9, rel=0.02)
 
 
-HOLD = "import time; held = bytearray(b'x' * (100 << 20)); time.sleep(1.5)"
+HOLD = "import time; held = bytearray(b'x') * (100 << 20); time.sleep(1.5)"
 
 
 @needs_smaps
@@ -78,7 +81,7 @@ def test_memory_of_a_grandchild_is_seen(benchmark):
 def test_memory_of_an_orphan_is_seen(tmp_path):
     """A program whose parent has ended, as Spark's JVM when a kernel is killed, still counts."""
     starts = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {HOLD!r}])"
-    shell = f'{sys.executable} -c "{starts}"; sleep 1.5'
+    shell = f"{shlex.join([sys.executable, '-c', starts])}; sleep 1.5"
     out = tmp_path / "peak.json"
     command = [sys.executable, str(BENCHMARKS / "memory.py"), f"--json={out}", "sh", "-c", shell]
     subprocess.run(command, check=True, capture_output=True)
@@ -101,19 +104,21 @@ def test_kinds_of_processes_in_a_spark_program(benchmark, spark, tmp_path):
     """The JVM, the daemon and its workers are told apart by their parents."""
     memory = benchmark("memory")
 
-    def slow(batches):
+    def slow(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
         for numbers in batches:
-            time.sleep(3)
+            time.sleep(1)  # long enough to be looked at
             yield numbers
 
     frame = spark.range(2, numPartitions=2).select(F.arrow_udf(slow, "long")("id"))
-    job = threading.Thread(target=frame.collect)
+    rows = []
+    job = threading.Thread(target=lambda: rows.extend(frame.collect()))
     job.start()
     seen = []
     while job.is_alive():
-        kinds = [kind for kind, _ in memory.sample(psutil.Process().pid)]
+        kinds = [kind for kind, _ in memory.sample([psutil.Process()])]
         seen.append({kind: kinds.count(kind) for kind in kinds})
         job.join(0.2)
+    assert len(rows) == 2
     fullest = max(seen, key=lambda kinds: sum(kinds.values()))
     assert fullest["JVM"] == fullest["pyspark daemon"] == 1
     assert fullest["Python workers"] >= 1

@@ -11,13 +11,14 @@ Printed is the largest sum with the share of each kind of process in it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -92,13 +93,12 @@ def kind_of(process: psutil.Process) -> str:
     return "driver and other Python"
 
 
-def sample(root: int) -> list[tuple[str, float]]:
-    """(kind, PSS in MiB) of the process ``root`` and all below it."""
-    try:
-        top = psutil.Process(root)
-        family = [top, *top.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+def sample(roots: Iterable[psutil.Process]) -> list[tuple[str, float]]:
+    """(kind, PSS in MiB) of the processes ``roots`` and all below them."""
+    family = []
+    for root in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += [root, *root.children(recursive=True)]
     return [(kind_of(process), size) for process in family if (size := pss(process.pid))]
 
 
@@ -117,12 +117,14 @@ def peak_of(command: Sequence[str], interval: float = INTERVAL, **how: object) -
     if not Path("/proc/self/smaps_rollup").exists():
         raise RuntimeError("memory is read from /proc/<pid>/smaps_rollup, which only Linux 4.14 and newer have")
     adopt_orphans()
+    me = psutil.Process()
+    others = set(me.children())  # what this process has started for other ends
     largest: list[tuple[str, float]] = []
     samples, started = 0, time.perf_counter()
     process = subprocess.Popen(list(command), **how)
     due = started
     while True:
-        seen = sample(process.pid)
+        seen = sample(set(me.children()) - others)
         if sum(size for _, size in seen) > sum(size for _, size in largest):
             largest = seen
         samples += 1
