@@ -136,7 +136,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--per-class", type=int, default=12, help="images of each digit (12)")
+    parser.add_argument("--per-class", type=int, default=10, help="images of each digit (10)")
 
 
 if __name__ == "__main__":

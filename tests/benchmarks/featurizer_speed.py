@@ -18,7 +18,7 @@ import numpy as np
 from keras_loop import NETWORK, SIZE, best_loop, random_images
 from measuring import Figure, cores_here, local_spark, median_ratio, run, script, sgemm, take_turns
 
-BATCHES = (4, 8, 16, 32)
+BATCHES = (8, 16, 32)
 
 
 def image_rows(images: np.ndarray) -> list[tuple]:
@@ -33,7 +33,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
 
     cores = cores_here()
     images = options.images or 96 * cores
-    loop, batch = best_loop(cores, tuple(options.batches), images=48)
+    loop, batch = best_loop(cores, tuple(options.batches), images=32)
     spark = local_spark()
     schema = f"image {IMAGE_TYPE.simpleString()}"
     frame = spark.createDataFrame(image_rows(random_images(images)), schema).repartition(4 * cores).cache()

@@ -31,7 +31,6 @@ SIZES = (100, 500, 2000)
 
 def rates_by_size(workers: int, rounds: int) -> dict[int, list[float]]:
     """Images/s of every size with so many workers, from files, once workers and network are warm."""
-    spark = local_spark(workers)
     featurizer = settings_of("recipe").featurizer()
     digits = read_digits()
     few = digits.where(
@@ -43,13 +42,11 @@ def rates_by_size(workers: int, rounds: int) -> dict[int, list[float]]:
     print(f"growth, {workers} worker{'s' if workers > 1 else ''}, images/s:")
     measures = {f"{size:,}": (lambda size=size: size / run(featurized[size])) for size in SIZES}
     rates = take_turns(measures, rounds)
-    spark.stop()
     return dict(zip(SIZES, rates.values(), strict=True))
 
 
 def reading(pairs: int) -> tuple[list[float], list[float]]:
     """Images/s of the sample, read twice, from files and from memory, in pairs."""
-    spark = local_spark()
     featurizer = settings_of("recipe").featurizer()
     digits = read_digits().select("image").union(read_digits().select("image"))
     cached = read_digits().select("image").union(read_digits().select("image")).cache()
@@ -59,17 +56,21 @@ def reading(pairs: int) -> tuple[list[float], list[float]]:
     run(memory)
     print("reading, images/s:")
     rates = take_turns({"files": lambda: images / run(files), "memory": lambda: images / run(memory)}, pairs)
-    spark.stop()
+    cached.unpersist()
     return rates["files"], rates["memory"]
 
 
 def measure(options: argparse.Namespace) -> list[Figure]:
     gemm = sgemm()
-    files, memory = reading(options.pairs)
+    rates = {}
+    for workers in (number for number in (1, 2) if number <= cores_here()):
+        spark = local_spark(workers)
+        rates[workers] = rates_by_size(workers, options.rounds)
+        if workers == min(2, cores_here()):
+            files, memory = reading(options.pairs)
+        spark.stop()
     detail = f"{statistics.median(files):.0f} : {statistics.median(memory):.0f} images/s, recipe, 1,000 images"
     figures = [Figure("speed from files against memory", median_ratio(files, memory), "x", ">= 0.8", detail, gemm)]
-    workers = [number for number in (1, 2) if number <= cores_here()]
-    rates = {number: rates_by_size(number, options.rounds) for number in workers}
     for number, by_size in rates.items():
         middle = {size: statistics.median(values) for size, values in by_size.items()}
         detail = ", ".join(f"{size:,}: {rate:.0f}/s" for size, rate in middle.items())
@@ -84,8 +85,8 @@ def measure(options: argparse.Namespace) -> list[Figure]:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pairs", type=int, default=4, help="pairs from files and from memory (4)")
-    parser.add_argument("--rounds", type=int, default=2, help="rounds over the sizes (2)")
+    parser.add_argument("--pairs", type=int, default=3, help="pairs from files and from memory (3)")
+    parser.add_argument("--rounds", type=int, default=1, help="rounds over the sizes (1)")
 
 
 if __name__ == "__main__":
