@@ -21,11 +21,11 @@ from measuring import ROOT, between_marks, cores_here, figures_of, machine, tabl
 README = ROOT / "README.md"
 MARKS = ("<!-- speed and memory, by tests/benchmarks/bench.py --record -->", "<!-- end of speed and memory -->")
 RUNS = {
-    "featurizer_speed": [[], ["--cores", "1"]],
-    "growth": [[]],
-    "cold_start": [[]],
     "memory_growth": [[]],
+    "growth": [[]],
+    "featurizer_speed": [[], ["--cores", "1"]],
     "article_way": [[]],
+    "cold_start": [[]],
 }
 
 
@@ -48,7 +48,9 @@ def main() -> None:
             for arguments in RUNS[module]:
                 if "--cores" in arguments and cores_here() == 1:
                     continue  # the run before was on one core already
-                figures += figures_of(module, arguments, Path(folder))
+                found = figures_of(module, arguments, Path(folder))
+                print(f"{table(found)}\n{time.perf_counter() - started:.0f} s so far", flush=True)
+                figures += found
     seconds = time.perf_counter() - started
     text = table(figures)
     print(f"\n{machine()}; {seconds / 60:.1f} minutes\n\n{text}")

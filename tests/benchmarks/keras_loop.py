@@ -1,7 +1,8 @@
 """A plain Keras loop in a process of its own, and the count of a network's operations.
 
-``KerasLoop`` starts the process with the threads it is given and asks it for rates; in it ``network.predict`` takes an
-array of images in batches, which is all that a loop without Spark needs.
+``KerasLoop`` starts the process with the threads it is given and asks it for rates; in it ``network.predict_on_batch``
+takes one slice of an array of images after the other, which is all that a loop without Spark needs. ``predict`` over the
+whole array feeds it by threads of its own, which get in the way of the network's on few cores.
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ def serve() -> None:
         if len(pictures) < wanted["images"]:
             pictures = random_images(wanted["images"])
         started = time.perf_counter()
-        network.predict(pictures[: wanted["images"]], batch_size=wanted["batch"], verbose=0)
+        for start in range(0, wanted["images"], wanted["batch"]):
+            network.predict_on_batch(pictures[start : start + wanted["batch"]])
         print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
 
 
