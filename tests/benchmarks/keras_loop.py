@@ -1,8 +1,8 @@
 """A plain Keras loop in a process of its own, and the count of a network's operations.
 
 ``KerasLoop`` starts the process with the threads it is given and asks it for rates; in it ``network.predict_on_batch``
-takes one slice of an array of images after the other, which is all that a loop without Spark needs. ``predict`` over the
-whole array feeds it by threads of its own, which get in the way of the network's on few cores.
+takes one slice of an array of images after the other, which is all that a loop without Spark needs. ``predict`` over
+the whole array feeds it by threads of its own, which get in the way of the network's on few cores.
 """
 
 from __future__ import annotations
