@@ -118,20 +118,21 @@ def one_run(name: str, repeats: int) -> dict[str, object]:
     return {"steps": steps, "total": ended - clock, "again": again, "sgemm": sgemm()}
 
 
-def compiling(name: str) -> tuple[float, float]:
+def compiling(name: str, environment: dict[str, str]) -> tuple[float, float]:
     """(seconds to import what a worker imports, seconds to read and compile the network), apart, in a fresh process."""
-    code = (
-        "import sys, time\n"
-        "s = time.perf_counter(); import helpers.featurizer, openvino\n"
-        "i = time.perf_counter(); c = openvino.Core()\n"
-        "c.compile_model(sys.argv[1], 'CPU', {'INFERENCE_PRECISION_HINT': 'f32', 'INFERENCE_NUM_THREADS': 1})\n"
-        "print(i - s, time.perf_counter() - i)"
-    )
-    from helpers.networks import export_graph
-
     settings = settings_of(name)
-    graph = export_graph("InceptionV3", "glyphs", settings.layer or (), settings.pooling, settings.image_size)
-    done = subprocess.run([sys.executable, "-c", code, str(graph)], capture_output=True, text=True, check=True)
+    graph = [settings.model_name, settings.weights, settings.layer or (), settings.pooling, settings.image_size]
+    code = f"""if True:
+        import time
+        started = time.perf_counter()
+        import openvino, helpers.featurizer
+        imported = time.perf_counter() - started
+        graph = helpers.networks.export_graph(*{graph!r})
+        started = time.perf_counter()
+        how = {{"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}}
+        openvino.Core().compile_model(graph, "CPU", how)
+        print(imported, time.perf_counter() - started)"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True)
     imports, compiles = map(float, done.stdout.split())
     return imports, compiles
 
@@ -147,8 +148,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
                 command += ["--repeats", str((options.repeats or REPEATS[name]) if cache == "warm" else 0)]
                 done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
                 runs[cache] = json.loads(done.stdout.splitlines()[-1])
-            os.environ["NUMTADB_CACHE"] = folder
-            imports, compiles = compiling(name)
+            imports, compiles = compiling(name, environment)
         steady = statistics.median(runs["warm"]["again"])
         for cache, got in runs.items():
             above = got["total"] - steady
