@@ -47,8 +47,8 @@ test: $(VENV)/.ready ## lint, then all tests and the notebooks' stored outputs
 check: $(VENV)/.ready ## is this machine ready? each thing OK or the line to type
 	@$(PY) -m helpers.check
 
-bench: $(VENV)/.ready ## measure: tests/benchmarks
-	@set -e; for file in tests/benchmarks/[!_]*.py; do echo "$$file"; $(PY) "$$file"; done
+bench: $(VENV)/.ready ## measure speed and memory, eight minutes; BENCH_OPTIONS=--record writes them into README.md
+	@$(PY) tests/benchmarks/bench.py $(BENCH_OPTIONS)
 
 sample: $(VENV)/.ready ## remake data/sample (the drawn digits)
 	@$(PY) data/make_sample.py

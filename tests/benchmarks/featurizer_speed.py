@@ -1,22 +1,24 @@
-"""Warm featurization in Spark against a plain Keras loop, in one run: ``python tests/benchmarks/featurizer_speed.py``.
+"""Warm featurization in Spark against a plain Keras loop and against numpy's sgemm, in one run.
 
-InceptionV3 at 299 px, last layer, seeded weights, all cores. Keras gets its best batch size, chosen first. Then pairs
-of measurements, one of each, take turns, so that a busy machine slows both; the ratio of a pair is what counts.
-Pictures lie in memory on both sides (a cached frame, an array), at the network's size.
+    python tests/benchmarks/featurizer_speed.py             # all cores
+    python tests/benchmarks/featurizer_speed.py --cores 1   # one core, one worker
+
+InceptionV3 at 299 px, last layer, float32, seeded weights. Keras gets its best threads and batch size, chosen first.
+Then rounds of measurements, one of each, so that a busy machine slows all; the median ratio of a round is what counts.
+Pictures lie in memory on both sides (a cached frame, an array), at the network's size. Against sgemm means: the
+multiply-adds of the network's convolutions, done as fast as numpy multiplies large matrices, would give 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import time
 
 import numpy as np
+from keras_loop import NETWORK, SIZE, best_loop, random_images
+from measuring import Figure, cores_here, local_spark, median_ratio, run, script, sgemm, take_turns
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-NETWORK, SIZE = "InceptionV3", 299
+BATCHES = (8, 16, 32)
 
 
 def image_rows(images: np.ndarray) -> list[tuple]:
@@ -25,55 +27,60 @@ def image_rows(images: np.ndarray) -> list[tuple]:
     return [((f"memory:{i}", height, width, channels, 16, bytearray(images[i].tobytes())),) for i in range(n)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=192, help="images in one measurement (default 192)")
-    parser.add_argument("--pairs", type=int, default=5, help="pairs of measurements (default 5)")
-    parser.add_argument(
-        "--batches", type=int, nargs="+", default=[8, 16, 32, 64], help="batch sizes Keras may choose from"
-    )
-    options = parser.parse_args()
-
+def measure(options: argparse.Namespace) -> list[Figure]:
     from helpers.featurizer import DeepImageFeaturizer
-    from helpers.networks import image_network
     from helpers.numtadb import IMAGE_TYPE
-    from helpers.spark import available_cores, start_spark
 
-    images = np.random.default_rng(0).integers(0, 256, (options.images, SIZE, SIZE, 3), dtype=np.uint8)
-    spark = start_spark()
+    cores = cores_here()
+    images = options.images or 96 * cores
+    loop, batch = best_loop(cores, tuple(options.batches), images=32)
+    spark = local_spark()
     schema = f"image {IMAGE_TYPE.simpleString()}"
-    frame = spark.createDataFrame(image_rows(images), schema).repartition(4 * available_cores()).cache()
+    frame = spark.createDataFrame(image_rows(random_images(images)), schema).repartition(4 * cores).cache()
     frame.count()
     featurized = DeepImageFeaturizer(modelName=NETWORK, weights="random").transform(frame).select("features")
-    keras_network = image_network(NETWORK, "random")
-
-    def spark_rate() -> float:
-        started = time.perf_counter()
-        featurized.write.format("noop").mode("overwrite").save()
-        return options.images / (time.perf_counter() - started)
-
-    def keras_rate(batch: int) -> float:
-        started = time.perf_counter()
-        keras_network.predict(images, batch_size=batch, verbose=0)
-        return options.images / (time.perf_counter() - started)
-
-    rates = {}
-    for batch in options.batches:
-        keras_network.predict(images[: 2 * batch], batch_size=batch, verbose=0)  # traced
-        rates[batch] = keras_rate(batch)
-        print(f"Keras, batch {batch:3d}: {rates[batch]:6.2f} images/s")
-    best = max(rates, key=rates.get)
-    spark_rate()  # workers started, network loaded
-
-    pairs = []
-    for number in range(options.pairs):
-        ours, plain = spark_rate(), keras_rate(best)
-        pairs.append(ours / plain)
-        print(f"pair {number + 1}: Spark {ours:6.2f} images/s, Keras {plain:6.2f} images/s, ratio {pairs[-1]:.2f}")
-    print(f"cores: {available_cores()}")
-    print(f"median ratio of {options.pairs} pairs: {statistics.median(pairs):.2f}")
+    run(featurized)  # workers started, network loaded
+    rates = take_turns(
+        {
+            "Spark, images/s": lambda: images / run(featurized),
+            "Keras, images/s": lambda: loop.rate(max(48 * cores // batch, 2) * batch, batch),
+            "sgemm, GFLOP/s": sgemm,
+        },
+        options.pairs,
+    )
     spark.stop()
+    loop.close()
+    ours, plain, products = rates.values()
+    ideal = [rate * 1e9 / loop.flops for rate in products]
+    where = f"{cores} core{'s' if cores > 1 else ''}"
+    spark_rate, keras_rate, sgemm_rate = (f"{statistics.median(values):.1f}" for values in (ours, plain, ideal))
+    print(f"{NETWORK} at {SIZE} px: {loop.flops / 1e9:.2f} GFLOP an image, {sgemm_rate} images/s at sgemm's rate")
+    gemm = statistics.median(products)
+    return [
+        Figure(
+            f"speed, {where}: Spark against Keras",
+            median_ratio(ours, plain),
+            "x",
+            ">= 1.1",
+            f"{spark_rate} : {keras_rate} images/s ({loop}, batch {batch})",
+            gemm,
+        ),
+        Figure(
+            f"speed, {where}: Spark against sgemm",
+            median_ratio(ours, ideal),
+            "x",
+            ">= 0.90",
+            f"{spark_rate} : {sgemm_rate} images/s ({loop.flops / 1e9:.1f} GFLOP an image)",
+            gemm,
+        ),
+    ]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, help="images in one measurement (96 a core)")
+    parser.add_argument("--pairs", type=int, default=5, help="rounds of measurements (5)")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="batch sizes Keras may choose from")
 
 
 if __name__ == "__main__":
-    main()
+    script(measure, __doc__, arguments)

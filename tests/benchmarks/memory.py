@@ -1,0 +1,169 @@
+"""Peak memory of a command and everything it starts: ``python tests/benchmarks/memory.py CMD …``.
+
+    python tests/benchmarks/memory.py make run
+    python tests/benchmarks/memory.py jupyter nbconvert --to notebook --execute --stdout notebooks/04_evaluate.ipynb
+
+Every 0.2 s the proportional set sizes (PSS: private pages in full, a page that n processes share as an n-th each, so
+that nothing counts twice) of all processes below the command are added up, from Linux' ``/proc/<pid>/smaps_rollup``.
+Printed is the largest sum with the share of each kind of process in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+INTERVAL = 0.2  # seconds between two samples
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The moment of the largest sum: ``total`` PSS in MiB, ``kinds`` the same by kind of process, the largest first,
+    ``processes`` their number, ``samples`` how often was looked, ``seconds`` how long the command ran and ``status``
+    its exit status.
+    """
+
+    total: float
+    kinds: dict[str, float]
+    processes: dict[str, int]
+    samples: int
+    seconds: float
+    status: int
+
+    def __str__(self) -> str:
+        lines = [f"peak PSS {self.total:.0f} MiB of {sum(self.processes.values())} processes ({self.seconds:.1f} s)"]
+        for kind, size in self.kinds.items():
+            share = size / self.total if self.total else 0
+            lines.append(f"{size:8.0f} MiB  {share:4.0%}  {kind} ({self.processes[kind]})")
+        return "\n".join(lines)
+
+
+def pss(pid: int) -> float:
+    """PSS of a process in MiB; 0 for one that has ended or belongs to somebody else."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    except (ProcessLookupError, PermissionError, FileNotFoundError):
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("Pss:")), 0.0)
+
+
+def kind_of(process: psutil.Process) -> str:
+    """What a process is in a Spark program: JVM, the daemon that forks Python workers, a worker, and what drives them.
+
+    Spark's Python side is known by its parents, whatever modules it runs: the daemon is the Python that the JVM
+    started, a worker the Python that the daemon did.
+    """
+    try:
+        command, name = process.cmdline(), process.name()
+        if name == "java":
+            return "JVM"
+        if "python" not in name and not any("python" in Path(word).name for word in command[:1]):
+            return "other"
+        parent = process.parent()
+        if parent is not None and parent.name() == "java":
+            # without a daemon (Windows, spark.python.use.daemon=false) the JVM starts workers itself
+            return "Python workers" if command[1:3] == ["-m", "pyspark.worker"] else "pyspark daemon"
+        above = parent.parent() if parent is not None else None
+        if above is not None and above.name() == "java":
+            return "Python workers"
+    except psutil.NoSuchProcess:
+        return "other"
+    said = " ".join(command)
+    for sign, kind in (
+        ("ipykernel", "notebook kernel"),
+        ("helpers.networks", "export of the graph"),
+        ("jupyter", "jupyter"),
+        ("nbconvert", "jupyter"),
+        ("papermill", "jupyter"),
+    ):
+        if sign in said:
+            return kind
+    return "driver and other Python"
+
+
+def sample(roots: Iterable[psutil.Process]) -> list[tuple[str, float]]:
+    """(kind, PSS in MiB) of the processes ``roots`` and all below them."""
+    family = []
+    for root in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += [root, *root.children(recursive=True)]
+    return [(kind_of(process), size) for process in family if (size := pss(process.pid))]
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of descendants whose own parent ends, so that they stay in sight."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def peak_of(command: Sequence[str], interval: float = INTERVAL, **how: object) -> Peak:
+    """Run ``command`` and watch its tree; ``how`` goes to ``subprocess.Popen``.
+
+    Raises:
+        RuntimeError: this is no Linux with ``smaps_rollup``.
+        OSError: the command does not start.
+    """
+    if not Path("/proc/self/smaps_rollup").exists():
+        raise RuntimeError("memory is read from /proc/<pid>/smaps_rollup, which only Linux 4.14 and newer have")
+    adopt_orphans()
+    me = psutil.Process()
+    others = set(me.children())  # what this process has started for other ends
+    largest: list[tuple[str, float]] = []
+    samples, started = 0, time.perf_counter()
+    process = subprocess.Popen(list(command), **how)
+    due = started
+    while True:
+        seen = sample(set(me.children()) - others)
+        if sum(size for _, size in seen) > sum(size for _, size in largest):
+            largest = seen
+        samples += 1
+        due = max(due + interval, time.perf_counter())
+        try:
+            status = process.wait(max(due - time.perf_counter(), 0.01))
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    kinds: Counter[str] = Counter()
+    for kind, size in largest:
+        kinds[kind] += size
+    return Peak(
+        total=sum(kinds.values()),
+        kinds=dict(kinds.most_common()),
+        processes=dict(Counter(kind for kind, _ in largest)),
+        samples=samples,
+        seconds=time.perf_counter() - started,
+        status=status,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--interval", type=float, default=INTERVAL, help=f"seconds between samples ({INTERVAL})")
+    parser.add_argument("--json", type=Path, help="write the peak there, too")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="CMD …")
+    options = parser.parse_args()
+    if not options.command:
+        parser.error("give the command to run")
+    try:
+        peak = peak_of(options.command, options.interval)
+    except (OSError, RuntimeError) as problem:
+        parser.error(f"{options.command[0]}: {problem}")
+    print(peak, file=sys.stderr)
+    if options.json:
+        options.json.write_text(json.dumps(asdict(peak), indent=1) + "\n", encoding="utf8")
+    return peak.status if peak.status >= 0 else 128 - peak.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

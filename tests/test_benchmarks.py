@@ -1,0 +1,200 @@
+"""What of the benchmarks needs no clock: operations counted, memory of a process tree, the table, the README."""
+
+import importlib
+import json
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pytest
+from pyspark.sql import functions as F
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "tests" / "benchmarks"
+README = (ROOT / "README.md").read_text(encoding="utf8")
+
+needs_smaps = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux alone has smaps_rollup")
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A module of tests/benchmarks by name; its siblings are found as when it runs as a program."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def test_operations_of_small_networks_counted_by_hand(benchmark):
+    import keras
+
+    flops = benchmark("keras_loop").flops
+    layers = keras.layers
+    network = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(5, 3, use_bias=False),  # 6 x 6 places, windows of 3 x 3 x 3, 5 channels
+            layers.BatchNormalization(),
+            layers.DepthwiseConv2D(2, strides=2),  # 3 x 3 places, windows of 2 x 2, each of 5 channels
+            layers.SeparableConv2D(7, 3, padding="same"),  # 3 x 3 places: windows of 3 x 3, then 5 to 7 channels
+            layers.Flatten(),
+            layers.Dense(10),  # 63 to 10
+        ]
+    )
+    adds = 36 * 27 * 5 + 9 * 4 * 5 + 9 * (9 * 5 + 5 * 7) + 63 * 10
+    assert flops(network) == 2 * adds
+    grouped = keras.Sequential([keras.Input((4, 4, 6)), layers.Conv2D(4, 1, groups=2)])
+    assert flops(grouped) == 2 * 16 * 3 * 4
+    nested = keras.Sequential([keras.Input((4, 4, 6)), grouped])
+    assert flops(nested) == flops(grouped)
+    with pytest.raises(ValueError, match="operations of a Conv1D"):
+        flops(keras.Sequential([keras.Input((8, 3)), layers.Conv1D(2, 3)]))
+
+
+def test_operations_of_inception(benchmark):
+    from helpers.networks import build_network
+
+    # 5.7 billion multiply-adds is what the literature gives for InceptionV3 at 299 px
+    assert benchmark("keras_loop").flops(build_network("InceptionV3", "random")) == pytest.approx(11.4e9, rel=0.02)
+
+
+HOLD = "import time; held = bytearray(b'x') * (100 << 20); time.sleep(1.5)"
+
+
+@needs_smaps
+def test_memory_of_a_grandchild_is_seen(benchmark):
+    memory = benchmark("memory")
+    starts = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {HOLD!r}])"]
+    small = memory.peak_of([sys.executable, "-c", "import time; time.sleep(0.5)"], 0.1)
+    peak = memory.peak_of(starts, 0.1)
+    assert peak.status == 0 and peak.samples >= 5
+    assert 100 < peak.total - small.total < 130
+    assert sum(peak.kinds.values()) == pytest.approx(peak.total)
+    assert sum(peak.processes.values()) == 2
+
+
+@needs_smaps
+def test_memory_of_an_orphan_is_seen(tmp_path):
+    """A program whose parent has ended, as Spark's JVM when a kernel is killed, still counts."""
+    starts = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {HOLD!r}])"
+    shell = f"{shlex.join([sys.executable, '-c', starts])}; sleep 1.5"
+    out = tmp_path / "peak.json"
+    command = [sys.executable, str(BENCHMARKS / "memory.py"), f"--json={out}", "sh", "-c", shell]
+    subprocess.run(command, check=True, capture_output=True)
+    assert json.loads(out.read_text())["total"] > 100
+
+
+@needs_smaps
+def test_memory_passes_on_what_the_command_says(tmp_path):
+    program = "import sys; print('said'); sys.exit(3)"
+    command = [sys.executable, str(BENCHMARKS / "memory.py"), sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "said\n")
+    assert done.stderr.startswith("peak PSS ") and "driver and other Python (1)" in done.stderr
+    missing = subprocess.run([*command[:2], "no-such-program"], capture_output=True, text=True)
+    assert missing.returncode == 2 and "no-such-program" in missing.stderr.splitlines()[-1]
+
+
+@needs_smaps
+def test_kinds_of_processes_in_a_spark_program(benchmark, spark, tmp_path):
+    """The JVM, the daemon and its workers are told apart by their parents."""
+    memory = benchmark("memory")
+
+    def slow(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
+        for numbers in batches:
+            time.sleep(1)  # long enough to be looked at
+            yield numbers
+
+    frame = spark.range(2, numPartitions=2).select(F.arrow_udf(slow, "long")("id"))
+    rows = []
+    job = threading.Thread(target=lambda: rows.extend(frame.collect()))
+    job.start()
+    seen = []
+    while job.is_alive():
+        kinds = [kind for kind, _ in memory.sample([psutil.Process()])]
+        seen.append({kind: kinds.count(kind) for kind in kinds})
+        job.join(0.2)
+    assert len(rows) == 2
+    fullest = max(seen, key=lambda kinds: sum(kinds.values()))
+    assert fullest["JVM"] == fullest["pyspark daemon"] == 1
+    assert fullest["Python workers"] >= 1
+    assert fullest["driver and other Python"] == 1
+
+
+def test_the_table_says_whether_bars_are_kept(benchmark):
+    measuring = benchmark("measuring")
+    figures = [
+        measuring.Figure("speed", 1.234, "x", ">= 1.1", "30 : 24 images/s", 123.4),
+        measuring.Figure("memory", 2.0, "GB", "<= 1.7"),
+        measuring.Figure("rate", 456.7, "images/s", detail="500 images"),
+    ]
+    assert measuring.table(figures).splitlines() == [
+        "| what   | figure       | bar    | kept | from             | sgemm, GFLOP/s |",
+        "|--------|--------------|--------|------|------------------|----------------|",
+        "| speed  | 1.23 x       | >= 1.1 | yes  | 30 : 24 images/s | 123            |",
+        "| memory | 2.00 GB      | <= 1.7 | no   |                  |                |",
+        "| rate   | 457 images/s |        |      | 500 images       |                |",
+    ]
+
+
+def test_ratios_are_of_the_same_round(benchmark):
+    measuring = benchmark("measuring")
+    order = []
+
+    def measure(name, values):
+        def once():
+            order.append(name)
+            return values.pop(0)
+
+        return once
+
+    rates = measuring.take_turns({"a": measure("a", [2, 30, 8]), "b": measure("b", [1, 10, 2])}, 3)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert measuring.median_ratio(rates["a"], rates["b"]) == 3
+
+
+def test_the_readme_has_the_marks_and_only_what_is_between_them_changes(benchmark):
+    bench, measuring = benchmark("bench"), benchmark("measuring")
+    first = measuring.between_marks(README, bench.MARKS, "one\ntwo\n")
+    assert f"{bench.MARKS[0]}\none\ntwo\n{bench.MARKS[1]}" in first
+    again = measuring.between_marks(first, bench.MARKS, "one\ntwo")
+    assert again == first
+    before, after = (README.split(mark)[side] for mark, side in zip(bench.MARKS, (0, 1), strict=True))
+    assert first.startswith(before) and first.endswith(after)
+    with pytest.raises(ValueError, match="needs the two lines"):
+        measuring.between_marks(README.replace(bench.MARKS[1], ""), bench.MARKS, "one")
+    with pytest.raises(ValueError, match="needs the two lines"):
+        measuring.between_marks(README + README, bench.MARKS, "one")
+
+
+def test_copies_of_digits_are_all_different(benchmark, spark):
+    from helpers.numtadb import read_digits
+
+    few = read_digits().limit(3)
+    rows = benchmark("measuring").copies(few, 300).select("path", "label", "image").collect()
+    assert len(rows) == len({row.path for row in rows}) == len({bytes(row.image.data) for row in rows}) == 900
+    whole = {row.path: row for row in few.collect()}
+    for row in rows:
+        path, _, number = row.path.partition("#")
+        original = whole[path]
+        assert (row.label, row.image.height, row.image.nChannels) == (
+            original.label,
+            original.image.height,
+            original.image.nChannels,
+        )
+        assert bytes(row.image.data[3:]) == bytes(original.image.data[3:])
+        assert int.from_bytes(row.image.data[:3], "big") == int(number)
+
+
+def test_every_benchmark_explains_itself_and_is_run(benchmark):
+    bench = benchmark("bench")
+    for module in bench.RUNS:
+        assert (BENCHMARKS / f"{module}.py").exists()
+        done = subprocess.run(
+            [sys.executable, str(BENCHMARKS / f"{module}.py"), "--help"], capture_output=True, text=True, check=True
+        )
+        assert "--cores" in done.stdout and "--json" in done.stdout
