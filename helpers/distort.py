@@ -148,7 +148,7 @@ def _distort_struct(image: dict[str, Any] | None, name: str, severity: float, ke
     return image | {"height": changed.shape[0], "width": changed.shape[1], "data": changed.tobytes()}
 
 
-# -- the distortions: pixels (height, width, channels), severity above 0, chance -----------------------------------------
+# -- the distortions: pixels (height, width, channels), severity above 0, chance ---------------------------------------
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
@@ -191,7 +191,7 @@ def _is_ink(pixels: np.ndarray) -> np.ndarray:
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) around the pixels of ``mask``, ends exclusive; the whole frame where there are none."""
+    """(top, bottom, left, right) around the pixels of ``mask``, ends exclusive; the whole frame without any."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return 0, mask.shape[0], 0, mask.shape[1]
