@@ -37,9 +37,9 @@ FRAME = 180  # px, the side of NumtaDB's scans: lengths below are meant for it a
 TURN = 60.0  # degrees
 SHEAR = 0.8  # px to the side for each px down
 BLUR = 9.0  # px, standard deviation of the Gaussian
-SPRINKLED = 0.4  # share of the pixels
+SPRINKLED = 0.15  # share of the pixels
 COVERED = 0.7  # side of the block, as a share of the digit's larger side
-OPACITY = 0.8  # of the reverse page's ink
+OPACITY = 0.4  # of the reverse page's ink
 
 _ARROW_IMAGE = to_arrow_type(IMAGE_TYPE)
 
@@ -240,7 +240,7 @@ def _blur(pixels: np.ndarray, severity: float, chance: np.random.Generator) -> n
 
 
 def _salt_and_pepper(pixels: np.ndarray, severity: float, chance: np.random.Generator) -> np.ndarray:
-    """Up to 40 % of the pixels become white or black, half of them each."""
+    """Up to 15 % of the pixels become white or black, half of them each."""
     drawn, white = chance.random(pixels.shape[:2]), chance.random(pixels.shape[:2]) < 0.5
     hit = drawn < severity * SPRINKLED
     changed = pixels.copy()
@@ -261,7 +261,7 @@ def _occlude(pixels: np.ndarray, severity: float, chance: np.random.Generator) -
 
 
 def _show_through(pixels: np.ndarray, severity: float, chance: np.random.Generator) -> np.ndarray:
-    """Lines of writing on the reverse page, seen through the paper: mirrored, soft, up to 80 % as strong as the ink."""
+    """Lines of writing on the reverse page, seen through the paper: mirrored, soft, up to 40 % as strong as the ink."""
     height, width = pixels.shape[:2]
     scale = _scale(pixels)
     page = Image.new("L", (width, height), 0)
