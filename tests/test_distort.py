@@ -72,7 +72,7 @@ def test_chance_is_the_paths(name):
     assert len(different) == {"source e": 1, "blur": 1, "rotation": 2, "shear": 2}.get(name, 20)
 
 
-@pytest.mark.parametrize("name", [name for name in DISTORTIONS if name != "source e"])
+@pytest.mark.parametrize("name", ["blur", "salt and pepper", "occlusion", "show-through"])  # the others have a geometry
 def test_severer_is_farther_from_the_image(name):
     """Mean over ten paths of the difference in grey, at four severities."""
     differences = [
@@ -172,7 +172,7 @@ def test_source_e_is_white_on_black_and_cropped(make):
     rows, columns = inked(bar()).T
     assert cropped.shape == (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1)
     assert (cropped == 255).all()  # the bar fills its box
-    assert half.shape == ((180 + cropped.shape[0]) // 2, (180 + cropped.shape[1]) // 2)
+    assert half.shape == pytest.approx(((180 + cropped.shape[0]) / 2, (180 + cropped.shape[1]) / 2), abs=1)
     assert (half == 255).sum() == (full == 255).sum()
 
 
