@@ -9,6 +9,8 @@ from conftest import FAST
 from PIL import Image
 from pyspark.ml import PipelineModel
 from pyspark.ml.classification import LogisticRegression
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import types as T
 
 from helpers.drawing import INK, PAPER, DigitReader, DrawingBoard, someone_can_draw, strokes_to_image
 from helpers.featurizer import DeepImageFeaturizer
@@ -119,7 +121,8 @@ def test_reader_refuses(reader, spark):
         reader.read_image(np.zeros((4, 4, 3)))
     with pytest.raises(ValueError, match="nothing drawn"):
         reader.read([])
-    nothing = spark.createDataFrame([], "path string, label int, features array<float>")
+    columns = [("path", T.StringType()), ("label", T.IntegerType()), ("features", VectorUDT())]
+    nothing = spark.createDataFrame([], T.StructType([T.StructField(*column) for column in columns]))
     with pytest.raises(ValueError, match="no training digit"):
         DigitReader(reader.model, nothing, ".")
 
