@@ -218,7 +218,7 @@ def _resample(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def _rotate(pixels: np.ndarray, severity: float, chance: np.random.Generator) -> np.ndarray:
-    """Turned by ``severity`` · 60°, to either side."""
+    """Turned by up to 60°, to either side."""
     angle = math.radians(_side(chance) * severity * TURN)
     return _resample(pixels, np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]))
 

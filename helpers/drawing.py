@@ -172,7 +172,7 @@ class DrawingBoard:
         ModuleNotFoundError: ipycanvas is not installed; the message says what to type.
     """
 
-    def __init__(self, reader: DigitReader, zoom: float = 2.0, pause: float = 0.6) -> None:
+    def __init__(self, reader: DigitReader, zoom: float = 1.6, pause: float = 0.6) -> None:
         try:
             import ipywidgets
             from ipycanvas import Canvas
@@ -186,15 +186,19 @@ class DrawingBoard:
         self._down = False
         self._due: asyncio.TimerHandle | None = None
         size = round(SIDE * zoom)
-        self.canvas = Canvas(width=size, height=size)
+        fixed = ipywidgets.Layout(width=f"{size}px", height=f"{size}px")
+        self.canvas = Canvas(width=size, height=size, layout=fixed)
         self.canvas.line_cap = self.canvas.line_join = "round"
         self.canvas.line_width = PEN * zoom
-        self._picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(width="620px"))
+        self._picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(object_fit="contain"))
         self._says = ipywidgets.Label("Draw a digit.")
         wipe = ipywidgets.Button(description="Clear", icon="eraser")
         wipe.on_click(lambda _: self.clear())
-        left = ipywidgets.VBox([self.canvas, ipywidgets.HBox([wipe, self._says])])
-        self.widget: ipywidgets.HBox = ipywidgets.HBox([left, self._picture])
+        # the canvas keeps its size; what was read takes the room that the window leaves
+        board = ipywidgets.VBox([self.canvas, ipywidgets.HBox([wipe, self._says])])
+        board.layout = ipywidgets.Layout(flex="0 0 auto")
+        shown = ipywidgets.Box([self._picture], layout=ipywidgets.Layout(flex="1 1 0", max_width="943px"))
+        self.widget: ipywidgets.HBox = ipywidgets.HBox([board, shown])
         self.canvas.on_mouse_down(self.press)
         self.canvas.on_mouse_move(self.move)
         self.canvas.on_mouse_up(lambda x, y: self.release())

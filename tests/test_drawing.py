@@ -178,7 +178,7 @@ def test_clear_begins_anew(reader):
 
 
 def test_leaving_the_canvas_lifts_the_pen(reader):
-    board = DrawingBoard(reader)
+    board = DrawingBoard(reader, zoom=2)
     mouse(board, "mouse_down", 100, 100)
     mouse(board, "mouse_move", 150, 100)
     mouse(board, "mouse_out", 360, 100)
