@@ -253,7 +253,13 @@ class DrawingBoard:
         from helpers.plotting import reading
 
         self._says.value = "Reading …"
-        self.answer = self.reader.read(self.strokes)
+        try:
+            self.answer = self.reader.read(self.strokes)
+        except Exception as problem:  # what a callback raises goes to a log, where nobody looks
+            self.answer, self._picture.value = None, b""
+            reason = (str(problem).splitlines() or [""])[0][:100]
+            self._says.value = f"This could not be read; run the notebook again. {type(problem).__name__}: {reason}"
+            return
         figure = reading(self.answer.image, self.answer.probabilities, self.answer.neighbours)
         held = io.BytesIO()
         figure.savefig(held, format="png")

@@ -203,6 +203,20 @@ def test_a_second_stroke_does_not_wait_for_the_first_to_be_read(reader, monkeypa
     assert board.answer.digit == 2
 
 
+def test_the_board_says_when_it_cannot_read(reader, monkeypatch):
+    """As after spark.stop(): a callback's error would go to a log."""
+
+    def fail(strokes):
+        raise RuntimeError("Spark has been stopped\nand so on")
+
+    board = DrawingBoard(reader)
+    draw(board, shape(0))
+    monkeypatch.setattr(reader, "read", fail)
+    draw(board, shape(1))
+    assert board._says.value.endswith("run the notebook again. RuntimeError: Spark has been stopped")
+    assert (board.answer, board._picture.value) == (None, b"")
+
+
 def test_nobody_draws_here():
     """A test has no reader in front of it, and neither has a kernel that answers no question."""
     assert not someone_can_draw()
