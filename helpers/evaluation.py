@@ -29,7 +29,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-__all__ = ["Evaluation", "RocCurve", "evaluate"]
+__all__ = ["Evaluation", "RejectionCurve", "Reliability", "RocCurve", "evaluate"]
 
 
 class RocCurve(NamedTuple):
@@ -41,6 +41,32 @@ class RocCurve(NamedTuple):
 
     false_positive_rate: np.ndarray
     true_positive_rate: np.ndarray
+    area: float
+
+
+class Reliability(NamedTuple):
+    """How often a model was right, set against how sure it was (:meth:`Evaluation.reliability`).
+
+    ``table``: a row for each bin of confidence that holds images: ``low`` and ``high`` (its bounds), ``images``,
+    ``confidence`` (their mean) and ``accuracy``. ``error``: the expected calibration error, 0–1.
+    """
+
+    table: pd.DataFrame
+    error: float
+
+
+class RejectionCurve(NamedTuple):
+    """The error rate among the answers that are left when the least sure are withheld
+    (:meth:`Evaluation.rejection_curve`).
+
+    ``coverage``, ``risk`` and ``threshold`` are float64 arrays of one length, from the fewest answers to all of them:
+    the share of images that are answered, the share of wrong ones among those, and the least confidence that is still
+    answered. ``area`` is the mean risk over all numbers of answers.
+    """
+
+    coverage: np.ndarray
+    risk: np.ndarray
+    threshold: np.ndarray
     area: float
 
 
@@ -121,6 +147,52 @@ class Evaluation:
         leave = np.mean([np.interp(grid, x, y) for x, y, _ in curves], axis=0)
         area = self.roc_auc_hard if hard else self.roc_auc
         return RocCurve(np.repeat(grid, 2), np.column_stack([arrive, leave]).ravel(), area)
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """float64 (images,): the probability of the class that was predicted."""
+        return self.probabilities[np.arange(self.images), np.searchsorted(self.labels, self.predicted)]
+
+    def reliability(self, bins: int = 10) -> Reliability:
+        """Accuracy by confidence, in ``bins`` equal steps of confidence, and the expected calibration error.
+
+        A model is calibrated when of the answers that it is 80 % sure of 80 % are right. With n images, B_m those whose
+        confidence lies in step m (its lower bound exclusive), acc and conf their share of right answers and their mean
+        confidence, the error is Σ_m |B_m| / n · |acc(B_m) − conf(B_m)|.
+        Source: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger (2017), "On calibration of modern neural networks", ICML,
+        PMLR 70, 1321–1330, equations 2 and 3, after M. P. Naeini, G. F. Cooper, M. Hauskrecht (2015), AAAI. It depends
+        on the steps, and few images make it too large. ``ValueError`` unless ``bins`` is 1 or more.
+        """
+        if bins < 1:
+            raise ValueError(f"reliability: bins is {bins}; give 1 or more.")
+        edges = np.linspace(0, 1, bins + 1)
+        # rounding may leave a probability a hair above 1
+        step = np.clip(np.searchsorted(edges, self.confidence, side="left") - 1, 0, bins - 1)
+        rows = pd.DataFrame({"step": step, "confidence": self.confidence, "accuracy": self.truth == self.predicted})
+        table = rows.groupby("step").agg(
+            images=("confidence", "size"), confidence=("confidence", "mean"), accuracy=("accuracy", "mean")
+        )
+        gap = (table["accuracy"] - table["confidence"]).abs()
+        error = float((table["images"] * gap).sum() / self.images)
+        table.insert(0, "low", edges[table.index])
+        table.insert(1, "high", edges[table.index + 1])
+        return Reliability(table.reset_index(drop=True), error)
+
+    def rejection_curve(self) -> RejectionCurve:
+        """What "I don't know" would buy: the risk among the answers whose confidence reaches a threshold, for each one.
+
+        Images of equal confidence are answered together, since no threshold tells them apart; in the area, each of them
+        counts with the risk of all. Source: R. El-Yaniv, Y. Wiener (2010), "On the foundations of noise-free selective
+        classification", Journal of Machine Learning Research 11, 1605–1641 (coverage and risk); Y. Geifman, G. Uziel,
+        R. El-Yaniv (2019), "Bias-reduced uncertainty estimation for deep neural classifiers", ICLR (the area).
+        """
+        order = np.argsort(-self.confidence, kind="stable")
+        sure, wrong = self.confidence[order], (self.truth != self.predicted)[order]
+        last = np.append(np.flatnonzero(np.diff(sure)), self.images - 1)  # of each run of equal confidences
+        answered = last + 1
+        risk = np.cumsum(wrong)[last] / answered
+        area = float(np.sum(risk * np.diff(answered, prepend=0)) / self.images)
+        return RejectionCurve(answered / self.images, risk, sure[last], area)
 
     def as_dict(self, digits: int = 4) -> dict[str, int | float]:
         """images, f1, precision, recall, accuracy, roc_auc, roc_auc_hard; the shares rounded to ``digits`` decimals."""

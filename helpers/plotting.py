@@ -41,6 +41,7 @@ __all__ = [
     "class_balance",
     "confusion_matrix",
     "contact_sheet",
+    "distortion_sheet",
     "feature_maps",
     "filters",
     "image_array",
@@ -48,7 +49,11 @@ __all__ = [
     "network_view",
     "predictions_sheet",
     "projection",
+    "reading",
+    "reliability_diagram",
+    "risk_coverage",
     "roc_curves",
+    "severity_curves",
 ]
 
 _FONTS = resources.files("fontpkg_hind_siliguri") / "files"
@@ -316,6 +321,85 @@ def feature_maps(
     for number, ax in enumerate(axes):
         ax.imshow(activations[..., number], cmap="viridis", interpolation="nearest")
         ax.set_title(str(number) if titles is None else titles[number], fontsize=8, pad=2)
+    return fig
+
+
+@_styled
+def distortion_sheet(rows: DataFrame | Sequence[Row | Mapping[str, Any]], title: str | None = None) -> Figure:
+    """Images distorted: a line of tiles for each distortion, milder on the left.
+
+    ``rows``: one image for each pair of ``distortion`` and ``severity``, with ``image``; a frame is collected, so give
+    a small one. Lines come in the order of their first row (of a frame: by name). ``ValueError``: a column is missing,
+    no row, or a pair that occurs twice.
+    """
+    if isinstance(rows, DataFrame):
+        _need_columns("distortion_sheet", rows.columns, "distortion", "severity", "image")
+        rows = rows.select("distortion", "severity", "image").orderBy("distortion", "severity").collect()
+    tiles = [_as_dict(row) for row in rows]
+    if not tiles:
+        raise ValueError("distortion_sheet: there is no image to draw; check the filter.")
+    for tile in tiles:
+        _need_columns("distortion_sheet", tile, "distortion", "severity", "image")
+    names = list(dict.fromkeys(tile["distortion"] for tile in tiles))
+    steps = sorted({tile["severity"] for tile in tiles})
+    slots = [(names.index(tile["distortion"]), steps.index(tile["severity"])) for tile in tiles]
+    if len(set(slots)) < len(slots):
+        raise ValueError("distortion_sheet: a distortion has two images of one severity; give one image's versions.")
+    fig, axes = _tiles(slots, len(steps), title, caption=0.08, left=0.09 * max(map(len, names)) + 0.1)
+    for (line, column), ax, tile in zip(slots, axes, tiles, strict=True):
+        _draw_image(ax, tile)
+        if line == 0:
+            ax.set_title(f"{steps[column]:g}", fontsize=9, pad=3)
+        if column == 0:
+            ax.set_ylabel(names[line], rotation=0, ha="right", va="center", labelpad=6, fontsize=10)
+    return fig
+
+
+@_styled
+def reading(
+    image: Any, probabilities: Sequence[float], neighbours: Sequence[Mapping[str, Any]], title: str | None = None
+) -> Figure:
+    """An image, the probability of each class as a bar, and the training digits that resemble it most.
+
+    ``image``: as ``network_view`` takes one. ``probabilities``: one for each class from 0 on; the bar of the most
+    probable is dark and has its value behind it. ``neighbours``: ``label`` and ``image`` (struct or ``None``) of each,
+    nearest first.
+    """
+    chances, size = np.asarray(probabilities, np.float64), 0.92
+    wide, gap = 3, 0.14
+    lines = -(-len(neighbours) // wide)
+    height, bars = 2.9, 2.4
+    width = 0.15 + 2.3 + 0.75 + bars + 0.65 + (wide * (size + gap) if lines else 0)
+    fig = plt.figure(figsize=(width, height))
+
+    def place(left: float, bottom: float, across: float, up: float) -> Axes:
+        return fig.add_axes((left / width, bottom / height, across / width, up / height))
+
+    (pixels,) = _pictures(image)
+    ax = place(0.15, 0.25, 2.3, 2.3)
+    _show(ax, pixels)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title or "read from this")
+
+    ax = place(0.15 + 2.3 + 0.75, 0.25, bars, 2.3)
+    best = int(chances.argmax())
+    colours = [_COLOURS[0] if k == best else _light(_COLOURS[0]) for k in range(len(chances))]
+    ax.barh(np.arange(len(chances)), chances, color=colours, height=0.75)
+    ax.annotate(f"{chances[best]:.2f}", (chances[best], best), (3, 0), textcoords="offset points", va="center")
+    ax.set_yticks(np.arange(len(chances)), [_both(k) for k in range(len(chances))], fontsize=11, fontfamily=_DIGITS)
+    ax.set(ylim=(len(chances) - 0.5, -0.5), xlim=(0, 1.001), xticks=[], title="probability")
+    ax.tick_params(axis="y", length=0)
+
+    for number, neighbour in enumerate(neighbours):
+        line, column = divmod(number, wide)
+        left = width - wide * (size + gap) + column * (size + gap)
+        ax = place(left, height - 0.55 - size - line * (size + 0.3), size, size)
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(True)
+        _draw_image(ax, neighbour)
+        ax.set_title(_both(neighbour["label"]), fontsize=11, pad=2, fontfamily=_DIGITS)
+    if lines:
+        fig.text((width - wide * (size + gap)) / width, 1 - 0.12 / height, "most similar training digits", va="top")
     return fig
 
 
@@ -617,6 +701,118 @@ def loss_curve(
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid()
     ax.legend(frameon=False)
+    return fig
+
+
+@_styled
+def severity_curves(
+    table: pd.DataFrame,
+    clean: float,
+    series: str = "distortion",
+    value: str = "accuracy",
+    chance: float | None = None,
+    title: str | None = None,
+) -> Figure:
+    """A line for each ``series``: ``value`` against severity, all of them from ``clean`` at severity 0.
+
+    ``table``: ``series``, ``severity`` (above 0) and ``value``. The legend has the lines in the order of their ends,
+    the highest first. ``chance`` draws a line at the accuracy of guessing. ``ValueError``: a column is missing, no row,
+    or two rows for one point.
+    """
+    _need_columns("severity_curves", table.columns, series, "severity", value)
+    if table.empty:
+        raise ValueError("severity_curves: the table has no rows.")
+    if table.duplicated([series, "severity"]).any():
+        raise ValueError("severity_curves: a severity occurs twice in one line; give the mean of such rows.")
+    names = list(dict.fromkeys(table[series]))
+    lines = {name: table[table[series] == name].sort_values("severity") for name in names}
+    fig, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    for name in sorted(names, key=lambda name: -lines[name][value].iloc[-1]):
+        number = names.index(name)
+        ax.plot(
+            [0, *lines[name]["severity"]],
+            [clean, *lines[name][value]],
+            color=_COLOURS[number % 10],
+            linestyle=_LINES[number % len(_LINES)],
+            marker=_MARKERS[number % 10],
+            linewidth=1.8,
+            label=f"{name}: {lines[name][value].iloc[-1]:.2f}",
+        )
+    if chance is not None:
+        ax.axhline(chance, color=_INK, linestyle="--", linewidth=1, label=f"guessing ({chance:.2f})")
+    ax.set(xlabel="severity", ylabel=value, ylim=(0, 1.03), title=title or f"{value} by severity".capitalize())
+    ax.grid(axis="y")
+    ax.legend(title="at the severest", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=3.5)
+    return fig
+
+
+@_styled
+def reliability_diagram(
+    evaluations: Mapping[str, Evaluation], bins: int = 10, title: str | None = "How sure, and how often right"
+) -> Figure:
+    """A panel for each evaluation: the accuracy of the answers in each step of confidence, and the diagonal of honesty.
+
+    Each bar has the number of its answers above it; a hatched piece is what lacks to the mean confidence (a cross), or
+    lies above it. The heading gives the expected calibration error (``Evaluation.reliability``). ``ValueError``: no
+    evaluation.
+    """
+    if not evaluations:
+        raise ValueError("reliability_diagram: there is no evaluation to draw.")
+    count = len(evaluations)
+    fig, axes = plt.subplots(1, count, figsize=(4 * count + 0.6, 4.4), layout="constrained", squeeze=False, sharey=True)
+    for ax, (name, evaluation) in zip(axes[0], evaluations.items(), strict=True):
+        table, error = evaluation.reliability(bins)
+        middle, width = (table["low"] + table["high"]) / 2, (table["high"] - table["low"]) * 0.92
+        ax.bar(middle, table["accuracy"], width, color=_light(_COLOURS[0]), edgecolor=_COLOURS[0], label="accuracy")
+        ax.bar(
+            middle,
+            table["confidence"] - table["accuracy"],
+            width,
+            bottom=table["accuracy"],
+            fill=False,
+            edgecolor=_WRONG,
+            hatch="///",
+            linewidth=0.8,
+            label="gap",
+        )
+        ax.plot([0, 1], [0, 1], color=_INK, linestyle="--", linewidth=1, label="calibrated")
+        ax.plot(table["confidence"], table["confidence"], "x", color=_INK, markersize=6, label="mean confidence")
+        tops = table[["accuracy", "confidence"]].max(axis=1)
+        for x, y, images in zip(middle, tops, table["images"], strict=True):
+            ax.annotate(f"{images:,}", (x, y), (0, 6), textcoords="offset points", ha="center", fontsize=7.5)
+        ax.set(xlabel="confidence", xlim=(0, 1), ylim=(0, 1.1), aspect="equal")
+        ax.set_title(f"{name}\n{evaluation.images:,} answers, calibration error {error:.3f}", fontsize=10)
+    axes[0][0].set_ylabel("share of right answers")
+    handles, texts = axes[0][0].get_legend_handles_labels()
+    fig.legend(handles, texts, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    if title:
+        fig.suptitle(title)
+    return fig
+
+
+@_styled
+def risk_coverage(evaluations: Mapping[str, Evaluation], title: str | None = "What “I don't know” buys") -> Figure:
+    """Errors among the answers that are left when the least sure are withheld, a line for each evaluation
+    (``Evaluation.rejection_curve``). ``ValueError``: no evaluation."""
+    if not evaluations:
+        raise ValueError("risk_coverage: there is no evaluation to draw.")
+    fig, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    for number, (name, evaluation) in enumerate(evaluations.items()):
+        curve = evaluation.rejection_curve()
+        ax.plot(
+            curve.coverage,
+            curve.risk,
+            color=_COLOURS[number % 10],
+            linestyle=_LINES[number % len(_LINES)],
+            linewidth=1.8,
+            marker=_MARKERS[number % 10],
+            markevery=[len(curve.coverage) - 1],
+            label=f"{name}: {curve.risk[-1]:.3f} of all answers wrong",
+        )
+    ax.set(xlabel="share of images that get an answer", ylabel="share of wrong answers", title=title)
+    ax.set(xlim=(0, 1.02), ylim=(0, None))
+    ax.grid()
+    ax.legend(frameon=False, loc="upper left")
     return fig
 
 

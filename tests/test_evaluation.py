@@ -296,3 +296,68 @@ def test_bad_values(spark, rows, match):
 def test_wrong_type(spark, name, kind, match):
     with pytest.raises(TypeError, match=f"column '{name}' is {kind}.*{match}"):
         evaluate(small(spark, [0], [0]).withColumn(name, F.lit("0")))
+
+
+# --- how sure, and how often right ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def five_answers(spark):
+    """Confidences 0.9, 0.9, 0.8, 0.6, 0.55; the second and the last are wrong."""
+    sure = [0.9, 0.9, 0.8, 0.6, 0.55]
+    truth, predicted = [0, 1, 1, 0, 1], [0, 0, 1, 0, 0]
+    vectors = [[s, 1 - s] if p == 0 else [1 - s, s] for s, p in zip(sure, predicted, strict=True)]
+    return evaluate(small(spark, truth, predicted, vectors))
+
+
+def test_confidence_is_that_of_the_predicted_class(spark, five_answers):
+    assert sorted(five_answers.confidence) == pytest.approx([0.55, 0.6, 0.8, 0.9, 0.9])
+    # Class 1 is the second column, though the frame holds no class 0 at all.
+    gap = evaluate(small(spark, [1, 2], [1, 1], [[0.1, 0.7, 0.2], [0.2, 0.5, 0.3]]))
+    assert gap.labels == [1, 2]
+    assert gap.confidence.tolist() == [0.7, 0.5]
+
+
+def test_reliability_by_hand(five_answers):
+    table, error = five_answers.reliability(bins=5)
+    # (0.4, 0.6]: one of two right; (0.6, 0.8]: the one; (0.8, 1]: one of two
+    assert table["low"].tolist() == pytest.approx([0.4, 0.6, 0.8])
+    assert table["high"].tolist() == pytest.approx([0.6, 0.8, 1.0])
+    assert table["images"].tolist() == [2, 1, 2]
+    assert table["accuracy"].tolist() == pytest.approx([0.5, 1, 0.5])
+    assert table["confidence"].tolist() == pytest.approx([0.575, 0.8, 0.9])
+    assert error == pytest.approx((2 * 0.075 + 1 * 0.2 + 2 * 0.4) / 5)
+    one = five_answers.reliability(bins=1)
+    assert one.error == pytest.approx(abs(3 / 5 - 3.75 / 5))
+    with pytest.raises(ValueError, match="bins is 0"):
+        five_answers.reliability(bins=0)
+
+
+def test_the_calibrated_have_no_error_and_the_boastful_have_all(spark):
+    """Nine of ten right at confidence 0.9; and always wrong at confidence 1."""
+    honest = evaluate(small(spark, [0] * 9 + [1], [0] * 10, [[0.9, 0.1]] * 10))
+    assert honest.reliability().error == pytest.approx(0, abs=1e-12)
+    boastful = evaluate(small(spark, [0, 1], [1, 0], [[0.0, 1.0], [1.0, 0.0]]))
+    assert boastful.reliability().error == 1
+    assert boastful.reliability().table["images"].tolist() == [2]
+
+
+def test_rejection_curve_by_hand(five_answers):
+    curve = five_answers.rejection_curve()
+    # The two at 0.9 are answered together, one of them wrongly.
+    assert curve.coverage.tolist() == pytest.approx([0.4, 0.6, 0.8, 1.0])
+    assert curve.risk.tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 4, 2 / 5])
+    assert curve.threshold.tolist() == pytest.approx([0.9, 0.8, 0.6, 0.55])
+    assert curve.area == pytest.approx((2 * 1 / 2 + 1 / 3 + 1 / 4 + 2 / 5) / 5)
+
+
+def test_rejection_curve_ends_at_the_error_rate(hundred_fifty):
+    result = evaluate(hundred_fifty[0])
+    curve = result.rejection_curve()
+    assert (curve.coverage[-1], curve.risk[-1]) == (1, pytest.approx(1 - result.accuracy))
+    # Each point counted afresh from its threshold, and confidence is worth something: the surest half errs less.
+    wrong = result.truth != result.predicted
+    for coverage, risk, threshold in zip(curve.coverage, curve.risk, curve.threshold, strict=True):
+        answered = result.confidence >= threshold
+        assert (coverage, risk) == (pytest.approx(answered.mean()), pytest.approx(wrong[answered].mean()))
+    assert curve.area < curve.risk[-1]

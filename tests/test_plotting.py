@@ -629,3 +629,128 @@ def test_inline_backend():
     from IPython.core.pylabtools import print_figure
 
     assert print_figure(figure, fmt="png", base64=False).startswith(b"\x89PNG")
+
+
+# --- harder digits ----------------------------------------------------------------------------------------------------
+
+
+def test_distortion_sheet(spark):
+    rows = [
+        {"distortion": name, "severity": severity, "image": struct(picture(10 * line + column))}
+        for line, name in enumerate(["rotation", "blur"])
+        for column, severity in enumerate([0.0, 0.5, 1.0])
+    ]
+    figure = plotting.distortion_sheet(rows[::-1], title="One digit")
+    tiles = {(ax.get_position().y0, ax.get_position().x0): ax for ax in figure.axes}
+    places = [tiles[place] for place in sorted(tiles, key=lambda place: (-place[0], place[1]))]
+    # The first row's line is on top, and severity rises to the right, whatever the order of rows.
+    wanted = [picture(10 * line + column) for line in (1, 0) for column in range(3)]
+    assert all((ax.images[0].get_array() == image).all() for ax, image in zip(places, wanted, strict=True))
+    assert sorted(ax.get_title() for ax in figure.axes if ax.get_title()) == ["0", "0.5", "1"]
+    assert {ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()} == {"rotation", "blur"}
+    inside(figure)
+    frame = spark.createDataFrame(rows, f"distortion string, severity double, image {IMAGE}")
+    by_name = plotting.distortion_sheet(frame)
+    assert [ax.get_ylabel() for ax in by_name.axes if ax.get_ylabel()] == ["blur", "rotation"]
+    with pytest.raises(ValueError, match="two images of one severity"):
+        plotting.distortion_sheet([*rows, rows[0]])
+    with pytest.raises(ValueError, match="no column 'severity'"):
+        plotting.distortion_sheet([{"distortion": "blur", "image": None}])
+    with pytest.raises(ValueError, match="no image to draw"):
+        plotting.distortion_sheet([])
+
+
+def test_reading():
+    chances = np.full(10, 0.02)
+    chances[3] = 0.82
+    drawn, near = picture(1, (18, 18)), [{"label": label, "image": struct(picture(label))} for label in (3, 3, 6, 5)]
+    figure = plotting.reading(drawn, chances, [*near, {"label": 9, "image": None, "error": "file gone"}])
+    original, bars, *tiles = figure.axes
+    assert (original.images[0].get_array() == drawn).all()
+    assert [bar.get_width() for bar in bars.patches] == chances.tolist()
+    colours = [bar.get_facecolor() for bar in bars.patches]
+    assert colours.count(colours[0]) == 9 and colours[3] != colours[0]
+    assert [text.get_text() for text in bars.texts] == ["0.82"]
+    assert [label.get_text() for label in bars.get_yticklabels()] == [f"{d} {n}" for n, d in enumerate(DIGITS)]
+    assert bars.get_ylim()[0] > bars.get_ylim()[1]  # ০ on top
+    assert [ax.get_title() for ax in tiles] == ["৩ 3", "৩ 3", "৬ 6", "৫ 5", "৯ 9"]
+    assert all((ax.images[0].get_array() == picture(n)).all() for ax, n in zip(tiles[:4], (3, 3, 6, 5), strict=True))
+    assert "file gone" in texts(figure)
+    inside(figure)
+    assert len(plotting.reading(drawn, chances, []).axes) == 2
+
+
+def test_severity_curves():
+    table = pd.DataFrame(
+        {
+            "distortion": ["blur", "rotation", "blur", "rotation"],
+            "severity": [1.0, 1.0, 0.5, 0.5],
+            "accuracy": [0.4, 0.7, 0.8, 0.75],
+        }
+    )
+    figure = plotting.severity_curves(table, clean=0.98, chance=0.1)
+    (ax,) = figure.axes
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines) == ["rotation: 0.70", "blur: 0.40", "guessing (0.10)"]  # as they end, the highest first
+    assert lines["blur: 0.40"].get_xydata().tolist() == [[0, 0.98], [0.5, 0.8], [1, 0.4]]
+    assert lines["rotation: 0.70"].get_xydata().tolist() == [[0, 0.98], [0.5, 0.75], [1, 0.7]]
+    looks = {(line.get_linestyle(), line.get_marker(), line.get_color()) for line in list(lines.values())[:2]}
+    assert len(looks) == 2
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("severity", "accuracy")
+    assert ax.get_ylim()[0] == 0
+    inside(figure)
+    with pytest.raises(ValueError, match="twice in one line"):
+        plotting.severity_curves(pd.concat([table, table]), clean=1)
+    with pytest.raises(ValueError, match="no column 'accuracy'"):
+        plotting.severity_curves(table.drop(columns="accuracy"), clean=1)
+
+
+@pytest.fixture(scope="module")
+def doubtful(spark):
+    """Forty answers of confidence 0.65 to 0.95; three of four are right."""
+    truth = np.arange(40) % 4 == 0
+    sure = np.tile([0.65, 0.75, 0.85, 0.95], 10)
+    rows = [(int(t), 0.0, [float(s), float(1 - s)]) for t, s in zip(truth, np.sort(sure), strict=True)]
+    return evaluate(spark.createDataFrame(rows, ["label", "prediction", "probability"]))
+
+
+def test_reliability_diagram(evaluation, doubtful):
+    figure = plotting.reliability_diagram({"some": evaluation, "doubtful": doubtful}, bins=10)
+    left, right = figure.axes
+    table, error = doubtful.reliability(10)
+    accuracy, gap = right.containers
+    assert [bar.get_height() for bar in accuracy] == table["accuracy"].tolist()
+    assert [bar.get_x() + bar.get_width() / 2 for bar in accuracy] == pytest.approx([0.65, 0.75, 0.85, 0.95])
+    # The gap reaches from the accuracy to the mean confidence.
+    assert [bar.get_y() + bar.get_height() for bar in gap] == pytest.approx(table["confidence"].tolist())
+    assert all(bar.get_hatch() == "///" for bar in gap)
+    assert [text.get_text() for text in right.texts] == ["10"] * 4
+    assert right.get_title() == f"doubtful\n40 answers, calibration error {error:.3f}"
+    assert left.get_title().startswith("some\n40 answers")
+    assert [0, 1] in [list(line.get_xdata()) for line in left.lines]
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
+        "accuracy",
+        "gap",
+        "calibrated",
+        "mean confidence",
+    }
+    inside(figure)
+    with pytest.raises(ValueError, match="no evaluation"):
+        plotting.reliability_diagram({})
+
+
+def test_risk_coverage(evaluation, doubtful):
+    figure = plotting.risk_coverage({"some": evaluation, "doubtful": doubtful})
+    (ax,) = figure.axes
+    for line, one in zip(ax.lines, (evaluation, doubtful), strict=True):
+        curve = one.rejection_curve()
+        assert (line.get_xdata() == curve.coverage).all() and (line.get_ydata() == curve.risk).all()
+    assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "some: 0.050 of all answers wrong",
+        "doubtful: 0.250 of all answers wrong",
+    ]
+    assert ax.get_ylim()[0] == 0
+    inside(figure)
+    with pytest.raises(ValueError, match="no evaluation"):
+        plotting.risk_coverage({})
