@@ -2,12 +2,13 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run data lab test check clean distclean lock sample pretrain bench force
+.PHONY: help run data lab test further check clean distclean lock sample pretrain bench force
 
 VENV := .venv
 comma := ,
 PY := $(VENV)/bin/python
-NOTEBOOKS := $(sort $(wildcard notebooks/0*.ipynb))
+NOTEBOOKS := $(sort $(wildcard notebooks/0[0-4]*.ipynb))
+FURTHER := $(sort $(wildcard notebooks/0[5-9]*.ipynb))
 
 # TensorFlow's C++ side logs to stderr, where no Python setting reaches it.
 export TF_CPP_MIN_LOG_LEVEL := 3
@@ -43,6 +44,9 @@ test: $(VENV)/.ready ## lint, then all tests and the notebooks' stored outputs
 	$(PY) -m ruff check .
 	$(PY) -m pytest $(PYTEST_OPTIONS) tests $(NOTEBOOKS) $(NBVAL) --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval.cfg
+
+further: $(VENV)/.ready ## the same comparison for the notebooks from 05 on
+	$(PY) -m pytest $(PYTEST_OPTIONS) $(FURTHER) $(NBVAL) --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 check: $(VENV)/.ready ## is this machine ready? each thing OK or the line to type
 	@$(PY) -m helpers.check

@@ -1,5 +1,6 @@
 """The Spark session: Java found or brought along, sizes, attaching, silence."""
 
+import ast
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import threading
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
@@ -194,7 +196,8 @@ def test_cores_and_memory_of_a_container(monkeypatch):
 
 def test_the_session_is_right_sized_and_local(spark):
     for name, value in start_settings().items():
-        assert spark.sparkContext.getConf().get(name) == value
+        there = spark.sparkContext.getConf().get(name)
+        assert value in there if name.endswith("extraJavaOptions") else there == value
     assert spark.conf.get("spark.sql.session.timeZone") == "UTC"
     assert spark.sparkContext.uiWebUrl is None
 
@@ -287,3 +290,37 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     helpers.spark.write_atomically(file, "three", mode=0o755)
     assert file.read_text() == "three" and os.access(file, os.X_OK)
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_workers_are_forked_with_their_imports_and_take_the_package_that_was_shipped(spark):
+    def look(batches):
+        import sys
+
+        early = sorted({"numpy", "pandas", "pyarrow", "PIL.Image"} & set(sys.modules))
+        ours = [name for name in sys.modules if name.partition(".")[0] == "helpers"]
+        import helpers.numtadb
+
+        for batch in batches:
+            rows = [{"early": early, "ours": ours, "file": helpers.numtadb.__file__}] * batch.num_rows
+            yield pa.RecordBatch.from_pylist(rows)
+
+    ship_package(spark)
+    frame = spark.range(1, numPartitions=1).mapInArrow(look, "early array<string>, ours array<string>, file string")
+    row = frame.first()
+    assert row.early == ["PIL.Image", "numpy", "pandas", "pyarrow"]
+    assert "numtadb_helpers_" in row.file and ".zip" in row.file
+
+
+def test_the_daemon_has_no_thread_that_a_fork_would_lose():
+    """But the one of Arrow's memory pool, which knows of forks."""
+    code = (
+        "import importlib, os, pathlib; from helpers import spark\n"
+        "[importlib.import_module(name) for name in spark._PRELOADED]\n"
+        "print([p.read_text().strip() for p in pathlib.Path('/proc/self/task').glob('*/comm')])"
+    )
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("only Linux tells a process's threads by /proc")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as Spark sets it for a task of one core
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    others = [name for name in ast.literal_eval(done.stdout) if not name.startswith("jemalloc")]
+    assert len(others) == 1
