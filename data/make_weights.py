@@ -748,7 +748,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "pretrain", help="checkpoints and drawn glyphs")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "weights" / "inception_v3_glyphs.npz")
-    parser.add_argument("--images", type=int, default=800_000, help="training images in all, resumed runs included")
+    parser.add_argument("--images", type=int, default=600_000, help="training images in all, resumed runs included")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--replicas", type=int, default=2, help="threads that share a batch; 1 on a GPU")

@@ -19,7 +19,7 @@ Features are the same to the last bit whatever the batch, the partition or the n
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -122,17 +122,15 @@ def run_network(network: Callable, images: pa.StructArray, size: int, batch_size
 
 def worker_function(
     graph: str, size: int, batch_size: int, threads: int, to_arrow: Callable[[list], pa.Array]
-) -> Callable[[Iterator[pa.Array]], Iterator[pa.Array]]:
+) -> Callable[[pa.Array], pa.Array]:
     """The function a Spark worker runs over its Arrow batches of images."""
 
-    def featurize(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        network = None
-        for images in batches:
-            network = network or load_graph(SparkFiles.get(graph), threads)
-            outputs, reasons = run_network(network, images, size, batch_size)
-            yield pa.StructArray.from_arrays(
-                [to_arrow(outputs), pa.array(reasons, pa.string())], names=["output", "error"]
-            )
+    def featurize(images: pa.Array) -> pa.Array:
+        network = load_graph(SparkFiles.get(graph), threads)
+        outputs, reasons = run_network(network, images, size, batch_size)
+        return pa.StructArray.from_arrays(
+            [to_arrow(outputs), pa.array(reasons, pa.string())], names=["output", "error"]
+        )
 
     return featurize
 

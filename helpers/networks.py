@@ -357,7 +357,6 @@ def image_network(
     check_pooling(pooling)
     size = check_size(name, image_size)
     model = build_network(name, weights, include_top, size)
-    inner = keras.Model(model.input, resolve_layers(model, layers))
     pixels = keras.Input((size, size, 3), dtype="uint8")
     x = keras.ops.cast(pixels, "float32")
     if network(name).preprocessing == "tf":
@@ -367,29 +366,30 @@ def image_network(
     channels_first = keras.config.image_data_format() == "channels_first"
     if channels_first:
         x = keras.ops.transpose(x, (0, 3, 1, 2))
-    head = [layer.name for layer in model.layers].index("flatten") if include_top and name.startswith("VGG") else None
-    if head is None or layers:
-        outputs = inner(x)
-    else:  # VGG's head begins with a Flatten, which is exported for one image at a time and in the layout's own order
-        outputs = keras.Model(model.input, model.layers[head].input)(x)
+
+    def flattened(y: keras.KerasTensor) -> keras.KerasTensor:
+        """A map as one row, channels last whatever the layout inside; keras.layers.Flatten is exported to OpenVINO for
+        one image at a time."""
         if channels_first:
-            outputs = keras.ops.transpose(outputs, (0, 2, 3, 1))
-        outputs = keras.ops.reshape(outputs, (-1, math.prod(outputs.shape[1:])))
+            y = keras.ops.transpose(y, (0, 2, 3, 1))
+        return keras.ops.reshape(y, (-1, math.prod(y.shape[1:])))
+
+    names = [layer.name for layer in model.layers]
+    if "flatten" in names and not layers:  # VGG's head
+        head = names.index("flatten")
+        outputs = flattened(keras.Model(model.input, model.layers[head].input)(x))
         for layer in model.layers[head + 1 :]:
             outputs = layer(outputs)
+    else:
+        outputs = keras.Model(model.input, resolve_layers(model, layers))(x)
     pool = {
         "avg": keras.layers.GlobalAveragePooling2D(),
         "max": keras.layers.GlobalMaxPooling2D(),
-        # not keras.layers.Flatten, whose export to OpenVINO is for one image at a time
-        "flatten": lambda y: keras.ops.reshape(y, (-1, math.prod(y.shape[1:]))),
+        "flatten": flattened,
     }[pooling]
 
     def pooled(y: keras.KerasTensor) -> keras.KerasTensor:
-        if len(y.shape) != 4:
-            return y
-        if pooling == "flatten" and channels_first:  # one order of features, whatever the layout inside
-            y = keras.ops.transpose(y, (0, 2, 3, 1))
-        return pool(y)
+        return pool(y) if len(y.shape) == 4 else y
 
     flat = [pooled(y) for y in (outputs if isinstance(outputs, list) else [outputs])]
     return keras.Model(pixels, flat[0] if len(flat) == 1 else keras.layers.Concatenate()(flat))

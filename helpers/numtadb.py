@@ -20,13 +20,16 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from PIL import Image, ImageOps
-from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark import TaskContext
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -48,7 +51,6 @@ IMAGE_TYPE = T.StructType(
         T.StructField("data", T.BinaryType()),
     ]
 )
-_READ_TYPE = T.StructType([T.StructField("image", IMAGE_TYPE), T.StructField("error", T.StringType())])
 _ARROW_IMAGE = pa.struct(
     [
         ("origin", pa.string()),
@@ -129,13 +131,22 @@ def _origin(path: str) -> str:
     return "file://" + re.sub(r'[\x00-\x20"#%<>?\[\\\]^`{|}\x7f]', lambda found: quote(found[0]), path)
 
 
-def _read_files(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
-    for paths in batches:
-        read = [(None, None) if path is None else read_file(path) for path in paths.to_pylist()]
-        images, errors = zip(*read, strict=True) if read else ((), ())
-        yield pa.StructArray.from_arrays(
-            [pa.array(images, _ARROW_IMAGE), pa.array(errors, pa.string())], names=["image", "error"]
-        )
+@lru_cache(maxsize=1)
+def _read(paths: tuple[str | None, ...], task: int) -> tuple[pa.Array, pa.Array]:
+    """Images and errors of some files. The last are kept, as Spark asks for the two separately; within a task only,
+    since files may change.
+    """
+    read = [(None, None) if path is None else read_file(path) for path in paths]
+    images, errors = zip(*read, strict=True) if read else ((), ())
+    return pa.array(images, _ARROW_IMAGE), pa.array(errors, pa.string())
+
+
+def _read_images(paths: pa.Array) -> pa.Array:
+    return _read(tuple(paths.to_pylist()), TaskContext.get().taskAttemptId())[0]
+
+
+def _read_errors(paths: pa.Array) -> pa.Array:
+    return _read(tuple(paths.to_pylist()), TaskContext.get().taskAttemptId())[1]
 
 
 def read_digits(root: str | Path | None = None) -> DataFrame:
@@ -166,21 +177,16 @@ def read_digits(root: str | Path | None = None) -> DataFrame:
     table = pd.DataFrame(rows, columns=["file", "label", "source", "writer", "path", "problem"])
     table["label"] = table["label"].astype("Int32")
     schema = "file string, label int, source string, writer string, path string, problem string"
-    read = F.arrow_udf(_read_files, _READ_TYPE)(F.when(F.col("problem").isNull(), F.col("file")))
-    reason = F.coalesce("problem", "read.error", F.lit(""))
-    # (a filter is not pushed past a regular expression: it would have files read below a sample, and read twice)
-    sound = reason.rlike("^$")
-    return (
-        spark.createDataFrame(table.astype(object).where(table.notna(), None), schema)
-        .withColumn("read", read)
-        .select(
-            F.when(sound, F.col("read.image")).alias("image"),
-            "label",
-            "source",
-            "writer",
-            "path",
-            F.when(~sound, reason).alias("error"),
-        )
+    # The image is a Python function's whole output, not a field of it: so Spark chains it with a function of the image,
+    # a network's, say, in one Python worker, and pixels do not travel to the JVM and back in between.
+    file = F.when(F.col("problem").isNull(), F.col("file"))
+    return spark.createDataFrame(table.astype(object).where(table.notna(), None), schema).select(
+        F.arrow_udf(_read_images, IMAGE_TYPE)(file).alias("image"),
+        "label",
+        "source",
+        "writer",
+        "path",
+        F.coalesce("problem", F.arrow_udf(_read_errors, "string")(file)).alias("error"),
     )
 
 
@@ -263,14 +269,28 @@ def _folder_rows(root: Path) -> Iterator[tuple]:
 # -- sampling and splitting ------------------------------------------------------------------------------------------
 
 
-def _drawn(digits: DataFrame, seed: int) -> DataFrame:
-    """label, path and a number that orders the rows of each class at random: by seed and path, by nothing else."""
+def _lot(seed: int) -> Column:
+    """A number that orders images at random, by seed and path and nothing else: the first 60 bits of their SHA-256."""
+    digest = F.sha2(F.concat_ws("\n", F.lit(str(seed)), F.col("path")), 256)
+    return F.conv(F.substring(digest, 1, 15), 16, 10).cast("long")
+
+
+def _lots(digits: DataFrame, seed: int) -> dict[int, np.ndarray]:
+    """The lots of each class in rising order, int64."""
     for column in ("label", "path"):
         if column not in digits.columns:
             raise ValueError(f"there is no column {column!r}; the columns are {', '.join(digits.columns)}")
-    lot = F.sha2(F.concat_ws("\n", F.lit(str(seed)), F.col("path")), 256)
-    order = Window.partitionBy("label").orderBy(lot, "path")
-    return digits.where(F.col("label").isNotNull()).select("label", "path", F.row_number().over(order).alias("place"))
+    table = digits.where(F.col("label").isNotNull()).select("label", _lot(seed).alias("lot")).toPandas()
+    return {label: np.sort(lots.to_numpy()) for label, lots in table.groupby("label")["lot"]}
+
+
+def _up_to(seed: int, last: dict[int, int]) -> Column:
+    """True for images whose lot is at most the last one of their class, null where the class has none.
+
+    Spark evaluates this below the decoding of pictures, as it would not a join, so that only those kept are decoded.
+    """
+    pairs = [F.lit(value) for pair in last.items() for value in pair]
+    return _lot(seed) <= F.create_map(*pairs)[F.col("label")] if pairs else F.lit(None).cast("boolean")
 
 
 def sample_per_class(digits: DataFrame, n: int = 50, seed: int = 42) -> DataFrame:
@@ -284,17 +304,11 @@ def sample_per_class(digits: DataFrame, n: int = 50, seed: int = 42) -> DataFram
     """
     if n < 1:
         raise ValueError(f"n={n} images of each class cannot be drawn")
-    drawn = _drawn(digits, seed)
-    fewer = {row.label: row["count"] for row in drawn.groupBy("label").count().where(F.col("count") < n).collect()}
-    if fewer:
+    lots = _lots(digits, seed)
+    if fewer := {label: len(of) for label, of in lots.items() if len(of) < n}:
         counts = ", ".join(f"{fewer[label]} of class {label}" for label in sorted(fewer))
         warnings.warn(f"there are fewer than {n} images of some classes: {counts}", stacklevel=2)
-    return _keep(digits, drawn.where(F.col("place") <= n))
-
-
-def _keep(digits: DataFrame, drawn: DataFrame) -> DataFrame:
-    # IN (subquery) goes below the decoding of pictures, where a join would not, so that only those kept are decoded
-    return digits.where(F.col("path").isin(F.broadcast(drawn.select("path"))))
+    return digits.where(_up_to(seed, {label: int(of[:n][-1]) for label, of in lots.items()}))
 
 
 def train_test_split(
@@ -316,18 +330,17 @@ def train_test_split(
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction={test_fraction} is not between 0 and 1")
-    drawn = _drawn(digits, seed)
+    lots = _lots(digits, seed)
     if by_writer:
         in_test = F.col("writer").isin(_writers_apart(digits, test_fraction, seed))
         labelled = digits.where(F.col("label").isNotNull())
         return labelled.where(~in_test), labelled.where(in_test)
-    sizes = {row.label: row["count"] for row in drawn.groupBy("label").count().collect()}
-    if single := sorted(label for label, size in sizes.items() if size == 1):
+    if single := sorted(label for label, of in lots.items() if len(of) == 1):
         warnings.warn(f"class {', '.join(map(str, single))} has one image only, which goes to training", stacklevel=2)
-    share = F.lit(0)
-    for label, size in sizes.items():
-        share = F.when(F.col("label") == label, min(max(round(size * test_fraction), 1), size - 1)).otherwise(share)
-    return _keep(digits, drawn.where(F.col("place") > share)), _keep(digits, drawn.where(F.col("place") <= share))
+    sizes = {label: min(max(round(len(of) * test_fraction), 1), len(of) - 1) for label, of in lots.items()}
+    # below the first lot where a class of one gives the test nothing
+    in_test = _up_to(seed, {label: int(of[sizes[label] - 1]) if sizes[label] else -1 for label, of in lots.items()})
+    return digits.where(~in_test), digits.where(in_test)
 
 
 def assign_folds(digits: DataFrame, folds: int = 5, seed: int = 42, by_writer: bool = True) -> DataFrame:
@@ -351,21 +364,21 @@ def assign_folds(digits: DataFrame, folds: int = 5, seed: int = 42, by_writer: b
         raise ValueError(f"folds={folds}: cross-validation takes 2 or more")
     if "fold" in digits.columns:
         raise ValueError("there is a column 'fold' already; drop it first")
-    drawn = _drawn(digits, seed)
+    for column in ("label", "path"):
+        if column not in digits.columns:
+            raise ValueError(f"there is no column {column!r}; the columns are {', '.join(digits.columns)}")
     labelled = digits.where(F.col("label").isNotNull())
     if not by_writer:
-        images = drawn.count()
-        if images < folds:
+        if (images := labelled.count()) < folds:
             raise ValueError(f"{images} images do not fill {folds} folds")
+        place = F.row_number().over(Window.partitionBy("label").orderBy(_lot(seed), "path"))
         # the label in it, so that what is left over of each class does not all go into the first folds
-        fold = ((F.col("place") + F.col("label")) % folds).cast("int")
-        return labelled.join(F.broadcast(drawn.select("path", fold.alias("fold"))), "path").select(
-            *digits.columns, "fold"
-        )
+        known = labelled.select("path", ((place + F.col("label")) % folds).cast("int").alias("fold"))
+        return labelled.join(F.broadcast(known), "path").select(*digits.columns, "fold")
     counts = _writers_and_classes(digits)
     if len(counts) < folds:
         raise ValueError(f"{len(counts)} writers do not fill {folds} folds")
-    lots = _lots(counts.index, seed)
+    lots = _writer_lots(counts.index, seed)
     filled = [counts.iloc[0] * 0 for _ in range(folds)]
     of_writer = {}
     for writer in sorted(counts.index, key=lambda w: (-counts.loc[w].sum(), lots[w])):
@@ -390,7 +403,7 @@ def _writers_and_classes(digits: DataFrame) -> pd.DataFrame:
     return table.pivot_table(index="writer", columns="label", values="count", fill_value=0).astype(int)
 
 
-def _lots(names: Iterable[str], seed: int) -> dict[str, str]:
+def _writer_lots(names: Iterable[str], seed: int) -> dict[str, str]:
     """What each name draws: sorted by it, they are in random order."""
     return {name: hashlib.sha256(f"{seed}\n{name}".encode()).hexdigest() for name in names}
 
@@ -399,7 +412,7 @@ def _writers_apart(digits: DataFrame, test_fraction: float, seed: int) -> list[s
     """The writers whose images are the test."""
     counts = _writers_and_classes(digits)
     wanted = counts.sum() * test_fraction
-    lots = _lots(counts.index, seed)
+    lots = _writer_lots(counts.index, seed)
     taken = wanted * 0
     chosen = []
     for writer in sorted(counts.index, key=lots.get):

@@ -318,14 +318,27 @@ def test_the_export_takes_this_package_and_no_other(monkeypatch, cache, tmp_path
         export_graph("VGG16", "random", ["block9"], image_size=size)
 
 
-def test_vgg_with_its_head_takes_several_images_at_once():
+def test_vgg_with_its_head_takes_several_images_and_flattens_as_keras_does(tmp_path):
     import keras
     import openvino
 
     coarse = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
     pixels = coarse.repeat(16, axis=1).repeat(16, axis=2)  # patches, not noise: noise all looks alike to a network
-    graph = networks.export_graph("VGG16", "random", image_size=64, include_top=True)
-    network = openvino.Core().compile_model(str(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     prepared = keras.applications.vgg16.preprocess_input(pixels[..., ::-1].astype(np.float32))
-    wanted = networks.build_network("VGG16", "random", True, 64).predict(prepared, verbose=0)
-    assert np.allclose(network([pixels])[0], wanted, atol=1e-4)
+    model = networks.build_network("VGG16", "random", True, 64)
+    last, flat = model.get_layer("predictions"), model.get_layer("fc1")
+    logits = (
+        keras.Model(model.input, model.get_layer("fc2").output).predict(prepared, verbose=0) @ last.get_weights()[0]
+    )
+    kernel, bias = last.get_weights()
+    last.set_weights([kernel / logits.std(), bias])  # else the softmax says 0 and 1 whatever it is given
+    model.save_weights(tmp_path / "vgg16.weights.h5")
+    wanted = model.predict(prepared, verbose=0)
+
+    graph = networks.export_graph("VGG16", str(tmp_path / "vgg16.weights.h5"), image_size=64, include_top=True)
+    network = openvino.Core().compile_model(str(graph), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert np.abs(network([pixels])[0] - wanted).max() <= 1e-4 * wanted.max()
+
+    kernel, bias = flat.get_weights()
+    flat.set_weights([kernel.reshape(2, 2, 512, -1).transpose(2, 0, 1, 3).reshape(kernel.shape), bias])
+    assert np.abs(model.predict(prepared, verbose=0) - wanted).max() > 0.1 * wanted.max(), "the order can be told"

@@ -429,19 +429,21 @@ def test_only_what_is_sampled_is_decoded(spark, tmp_path, monkeypatch):
     log.touch()
     file = str(log)
 
-    def reading(batches):
-        from helpers.numtadb import _read_files
+    def noted(function):
+        name = function.__name__
 
-        def noted():
-            for batch in batches:
-                with open(file, "a", encoding="utf8") as out:
-                    out.writelines(f"{path}\n" for path in batch.to_pylist())
-                yield batch
+        def reading(paths):
+            from helpers import numtadb
 
-        yield from _read_files(noted())
+            with open(file, "a", encoding="utf8") as out:
+                out.writelines(f"{path}\n" for path in paths.to_pylist())
+            return getattr(numtadb, name)(paths)
 
-    reading.__annotations__ = {"batches": numtadb.Iterator[pa.Array], "return": numtadb.Iterator[pa.Array]}
-    monkeypatch.setattr(numtadb, "_read_files", reading)
+        reading.__annotations__ = {"paths": pa.Array, "return": pa.Array}
+        return reading
+
+    for function in (numtadb._read_images, numtadb._read_errors):
+        monkeypatch.setattr(numtadb, function.__name__, noted(function))
 
     def read() -> list[str]:
         lines = log.read_text(encoding="utf8").splitlines()
