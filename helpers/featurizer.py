@@ -128,9 +128,7 @@ def worker_function(
     def featurize(images: pa.Array) -> pa.Array:
         network = load_graph(SparkFiles.get(graph), threads)
         outputs, reasons = run_network(network, images, size, batch_size)
-        return pa.StructArray.from_arrays(
-            [to_arrow(outputs), pa.array(reasons, pa.string())], names=["output", "error"]
-        )
+        return pa.StructArray.from_arrays([to_arrow(outputs), pa.array(reasons, pa.string())], names=["output", "error"])
 
     return featurize
 

@@ -327,9 +327,7 @@ def test_vgg_with_its_head_takes_several_images_and_flattens_as_keras_does(tmp_p
     prepared = keras.applications.vgg16.preprocess_input(pixels[..., ::-1].astype(np.float32))
     model = networks.build_network("VGG16", "random", True, 64)
     last, flat = model.get_layer("predictions"), model.get_layer("fc1")
-    logits = (
-        keras.Model(model.input, model.get_layer("fc2").output).predict(prepared, verbose=0) @ last.get_weights()[0]
-    )
+    logits = keras.Model(model.input, model.get_layer("fc2").output).predict(prepared, verbose=0) @ last.get_weights()[0]
     kernel, bias = last.get_weights()
     last.set_weights([kernel / logits.std(), bias])  # else the softmax says 0 and 1 whatever it is given
     model.save_weights(tmp_path / "vgg16.weights.h5")
