@@ -65,7 +65,7 @@ def feature_columns(
             indices = [place for layer in layers[name] for place in places[layer]]
             frame = VectorSlicer(inputCol="all layers", outputCol=name, indices=indices).transform(frame)
         found = found.join(frame.drop("all layers"), "path")
-    return found
+    return found.select(*digits.drop("image").columns, *choices)
 
 
 def _places(choice: Recipe) -> Iterator[tuple[str, range]]:

@@ -27,7 +27,7 @@ CHOICES = {
 def images(spark):
     """Six pictures and a null."""
     frame = image_frame(spark, [*map(picture, range(6)), None])
-    return frame.select(F.format_string("%d.png", "number").alias("path"), "number", "image").cache()
+    return frame.select("number", F.format_string("%d.png", "number").alias("path"), "image").cache()
 
 
 def rows(frame) -> list:
@@ -37,7 +37,7 @@ def rows(frame) -> list:
 def test_each_choice_has_the_features_of_its_own_featurizer(spark, images, tmp_path, network_runs):
     found = rows(feature_columns(images, CHOICES, tmp_path))
     assert sum(count for _, count, _ in network_runs()) == 3 * 6, "one pass for each pooling and size"
-    assert found[0].__fields__ == ["path", "number", *CHOICES]
+    assert found[0].__fields__ == ["number", "path", *CHOICES]
     assert [row.path for row in found] == [f"{i}.png" for i in range(6)], "an image without features is left out"
     for name, choice in CHOICES.items():
         alone = rows(choice.featurizer().transform(images.where("image IS NOT NULL")))
