@@ -19,7 +19,7 @@ import struct
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
@@ -29,7 +29,7 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image, ImageOps
 from pyspark import TaskContext
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
@@ -343,8 +343,55 @@ def train_test_split(
     return digits.where(~in_test), digits.where(in_test)
 
 
-def _writers_apart(digits: DataFrame, test_fraction: float, seed: int) -> list[str]:
-    """The writers whose images are the test."""
+def assign_folds(digits: DataFrame, folds: int = 5, seed: int = 42, by_writer: bool = True) -> DataFrame:
+    """``digits`` with an int column ``fold``, 0 to ``folds`` - 1: what Spark's CrossValidator takes as ``foldCol``.
+
+    Args:
+        digits: frame with ``label`` and ``path``, and ``writer`` for ``by_writer``.
+        folds: how many parts, of about equal size.
+        seed: draws who goes where.
+        by_writer: keep all images of a writer in one fold. Each class is spread over the folds about evenly: writers,
+            those with most images first, go where there is least of the classes they wrote. Without it each class is
+            spread to the nearest image.
+
+    Rows without a label are left out.
+
+    Raises:
+        ValueError: fewer than 2 folds, a missing column, a column ``fold`` that is there already, images without writer
+            for ``by_writer``, or too few writers or images.
+    """
+    if folds < 2:
+        raise ValueError(f"folds={folds}: cross-validation takes 2 or more")
+    if "fold" in digits.columns:
+        raise ValueError("there is a column 'fold' already; drop it first")
+    for column in ("label", "path"):
+        if column not in digits.columns:
+            raise ValueError(f"there is no column {column!r}; the columns are {', '.join(digits.columns)}")
+    labelled = digits.where(F.col("label").isNotNull())
+    if not by_writer:
+        if (images := labelled.count()) < folds:
+            raise ValueError(f"{images} images do not fill {folds} folds")
+        place = F.row_number().over(Window.partitionBy("label").orderBy(_lot(seed), "path"))
+        # the label in it, so that what is left over of each class does not all go into the first folds
+        known = labelled.select("path", ((place + F.col("label")) % folds).cast("int").alias("fold"))
+        return labelled.join(F.broadcast(known), "path").select(*digits.columns, "fold")
+    counts = _writers_and_classes(digits)
+    if len(counts) < folds:
+        raise ValueError(f"{len(counts)} writers do not fill {folds} folds")
+    lots = _writer_lots(counts.index, seed)
+    filled = [counts.iloc[0] * 0 for _ in range(folds)]
+    of_writer = {}
+    for writer in sorted(counts.index, key=lambda w: (-counts.loc[w].sum(), lots[w])):
+        # where the writer's classes are rarest; among equals where there is least, so that no fold stays empty
+        fold = min(range(folds), key=lambda f: (int((counts.loc[writer] * filled[f]).sum()), int(filled[f].sum())))
+        filled[fold] = filled[fold] + counts.loc[writer]
+        of_writer[writer] = fold
+    known = digits.sparkSession.createDataFrame(sorted(of_writer.items()), "writer string, fold int")
+    return labelled.join(F.broadcast(known), "writer").select(*digits.columns, "fold")
+
+
+def _writers_and_classes(digits: DataFrame) -> pd.DataFrame:
+    """Number of images by writer (rows) and label (columns)."""
     if "writer" not in digits.columns:
         raise ValueError(f"by_writer needs a column 'writer'; the columns are {', '.join(digits.columns)}")
     table = (
@@ -353,9 +400,19 @@ def _writers_apart(digits: DataFrame, test_fraction: float, seed: int) -> list[s
     if (table["writer"] == "").any():
         unknown = int(table.loc[table["writer"] == "", "count"].sum())
         raise ValueError(f"by_writer needs to know who wrote each image, and {unknown} images have no writer")
-    counts = table.pivot_table(index="writer", columns="label", values="count", fill_value=0)
+    return table.pivot_table(index="writer", columns="label", values="count", fill_value=0).astype(int)
+
+
+def _writer_lots(names: Iterable[str], seed: int) -> dict[str, str]:
+    """What each name draws: sorted by it, they are in random order."""
+    return {name: hashlib.sha256(f"{seed}\n{name}".encode()).hexdigest() for name in names}
+
+
+def _writers_apart(digits: DataFrame, test_fraction: float, seed: int) -> list[str]:
+    """The writers whose images are the test."""
+    counts = _writers_and_classes(digits)
     wanted = counts.sum() * test_fraction
-    lots = {writer: hashlib.sha256(f"{seed}\n{writer}".encode()).hexdigest() for writer in counts.index}
+    lots = _writer_lots(counts.index, seed)
     taken = wanted * 0
     chosen = []
     for writer in sorted(counts.index, key=lots.get):

@@ -18,7 +18,7 @@ from pyspark.ml.image import ImageSchema
 from pyspark.sql import functions as F
 
 from helpers import numtadb
-from helpers.numtadb import list_digits, read_digits, read_file, sample_per_class, train_test_split
+from helpers.numtadb import assign_folds, list_digits, read_digits, read_file, sample_per_class, train_test_split
 
 COLUMNS_A = "filename,original filename,scanid,digit,database name original,contributing team,database name"
 COLUMNS_D = "original filename,scanid,digit,num,database name original,database name,filename"
@@ -529,6 +529,72 @@ def test_what_a_split_says_of_its_input(spark):
             train_test_split(some, by_writer=True)
     with pytest.raises(ValueError, match="1 writers cannot be split so that the test gets about 20%"):
         train_test_split(frame.withColumn("writer", F.lit("w")), by_writer=True)
+
+
+# -- folds -------------------------------------------------------------------------------------------------------------
+
+
+def placed(frame) -> dict[str, int]:
+    return {row.path: row.fold for row in frame.select("path", "fold").collect()}
+
+
+def test_folds_keep_writers_together_and_classes_even(spark):
+    """On the sample: fifty writers, who wrote each digit once."""
+    digits = read_digits().drop("image", "error").cache()
+    folded = assign_folds(digits, 4)
+    assert folded.columns == [*digits.columns, "fold"] and folded.schema["fold"].dataType.simpleString() == "int"
+    assert sorted(placed(folded)) == paths(digits)
+    homes = folded.groupBy("writer").agg(F.collect_set("fold").alias("folds")).collect()
+    assert len(homes) == 50 and all(len(row.folds) == 1 for row in homes)
+    counts = Counter((row.fold, row.label) for row in folded.select("fold", "label").collect())
+    assert set(counts) == {(fold, label) for fold in range(4) for label in range(10)}
+    assert max(counts.values()) - min(counts.values()) <= 1
+    again = assign_folds(digits.repartition(7).orderBy(F.rand(1)), 4)
+    assert placed(again) == placed(folded)
+    assert placed(assign_folds(digits, 4, seed=1)) != placed(folded)
+    digits.unpersist()
+
+
+def test_folds_of_unequal_writers(spark):
+    """A writer with half of the images has a fold to himself, the others share the rest."""
+    rows = [(i % 2, f"{i}.png", "busy" if i < 20 else f"w{i % 10}") for i in range(40)]
+    folded = assign_folds(spark.createDataFrame(rows, "label int, path string, writer string"), 2).collect()
+    assert {row.fold for row in folded if row.writer == "busy"}.isdisjoint(
+        {row.fold for row in folded if row.writer != "busy"}
+    )
+
+
+@given(labels=LABELS, folds=st.integers(2, 5), seed=st.integers(0, 99))
+@SPARK_SETTINGS
+def test_folds_without_writers_are_stratified_to_the_image(spark, labels, folds, seed):
+    classes = drawn(labels, seed)
+    images = sum(map(len, classes.values()))
+    frame = made_up(spark, labels, 3, 1).drop("writer")
+    if images < folds:
+        with pytest.raises(ValueError, match=f"{images} images do not fill {folds} folds"):
+            assign_folds(frame, folds, seed, by_writer=False)
+        return
+    found = placed(assign_folds(frame, folds, seed, by_writer=False))
+    assert sorted(found) == sorted(path for names in classes.values() for path in names)
+    for names in classes.values():
+        sizes = [sum(found[path] == fold for path in names) for fold in range(folds)]
+        assert max(sizes) - min(sizes) <= 1
+    assert placed(assign_folds(made_up(spark, labels, 1, 2), folds, seed, by_writer=False)) == found
+
+
+def test_what_folds_say_of_their_input(spark):
+    frame = made_up(spark, [0] * 9 + [None])
+    assert "training-a/9.png" not in placed(assign_folds(frame, 2)), "no label, no fold"
+    with pytest.raises(ValueError, match="folds=1: cross-validation takes 2 or more"):
+        assign_folds(frame, 1)
+    with pytest.raises(ValueError, match="a column 'fold' already"):
+        assign_folds(frame.withColumn("fold", F.lit(0)), 2)
+    with pytest.raises(ValueError, match="by_writer needs a column 'writer'"):
+        assign_folds(frame.drop("writer"), 2)
+    with pytest.raises(ValueError, match="9 images have no writer"):
+        assign_folds(frame.withColumn("writer", F.lit("")), 2)
+    with pytest.raises(ValueError, match="7 writers do not fill 8 folds"):
+        assign_folds(frame, 8)
 
 
 # -- the sample that ships ---------------------------------------------------------------------------------------------

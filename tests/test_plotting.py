@@ -621,6 +621,106 @@ def test_loss_curve():
         plotting.loss_curve({"a": []})
 
 
+def grid_table():
+    """Two poolings, two layers, two sizes; the best is the lowest but one cell is missing."""
+    rows = [(p, ly, s) for p in ("avg", "max") for ly in ("mixed4", "mixed2") for s in (96, 75)]
+    table = pd.DataFrame(rows, columns=["pooling", "layer", "size"]).assign(score=[4, 3, 2, 1, 8, 7, 6, 5])
+    return table.assign(score=table["score"] / 10)
+
+
+def test_search_heatmap():
+    table = grid_table()
+    figure = plotting.search_heatmap(table[:-1], "size", "layer", "pooling", label="log loss", lower_is_better=True)
+    one, other, bar = figure.axes
+    assert (one.get_title(), other.get_title(), bar.get_ylabel()) == ("pooling: avg", "pooling: max", "log loss")
+    assert [text.get_text() for text in one.texts] == ["0.400", "0.300", "0.200", "0.100"]
+    assert [text.get_text() for text in other.texts] == ["0.800", "0.700", "0.600"]
+    assert [text.get_text() for text in one.get_xticklabels()] == ["96", "75"], "the order of the table"
+    assert [text.get_text() for text in one.get_yticklabels()] == ["mixed4", "mixed2"]
+    shades = one.collections[0].get_facecolors()[:, :3].sum(axis=1)
+    assert shades[3] < shades[2] < shades[1] < shades[0], "better is darker"
+    assert shades[0] < other.collections[0].get_facecolors()[0, :3].sum(), "one scale for all panels"
+    (frame,) = [part for part in one.patches if isinstance(part, Rectangle)]
+    assert frame.get_xy() == (1, 1) and not other.patches
+    inside(figure)
+    (ax, _) = plotting.search_heatmap(table[:4], "size", "layer").axes
+    assert ax.patches[0].get_xy() == (0, 0), "now more is better"
+    with pytest.raises(ValueError, match="the cell mixed4, 96 occurs twice"):
+        plotting.search_heatmap(table, "size", "layer")
+    with pytest.raises(ValueError, match="no column 'network'"):
+        plotting.search_heatmap(table, "size", "network")
+    with pytest.raises(ValueError, match="no rows"):
+        plotting.search_heatmap(table[:0], "size", "layer")
+
+
+def test_search_dots():
+    grid = grid_table().assign(regParam=0.03, search="grid")
+    drawn = grid_table()[:3].assign(regParam=[0.001, 0.01, 0.5], search="random")
+    figure = plotting.search_dots(pd.concat([grid, drawn]), ["regParam", "size", "layer"], label="log loss")
+    reg, _, layer = figure.axes
+    assert [ax.get_xscale() for ax in figure.axes] == ["log", "linear", "linear"]
+    assert [ax.get_xlabel() for ax in figure.axes] == ["regParam", "size", "layer"] and reg.get_ylabel() == "log loss"
+    first, second = reg.collections
+    assert len(first.get_offsets()) == 8
+    assert second.get_offsets().tolist() == [[0.001, 0.4], [0.01, 0.3], [0.5, 0.2]]
+    assert first.get_paths()[0].vertices.shape != second.get_paths()[0].vertices.shape, "another marker"
+    assert [text.get_text() for text in layer.get_xticklabels()] == ["mixed4", "mixed2"]
+    places = [set(dots.get_offsets()[:, 0].round(6)) for dots in layer.collections]
+    assert not places[0] & places[1] and max(places[0]) - min(places[0]) == 1
+    assert [text.get_text() for text in layer.get_legend().get_texts()] == ["grid", "random"]
+    inside(figure)
+    assert plotting.search_dots(grid.drop(columns="search"), ["size"]).axes[0].get_legend() is None
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plotting.search_dots(grid, [])
+    with pytest.raises(ValueError, match="no column 'pool'"):
+        plotting.search_dots(grid, ["pool"])
+
+
+def test_learning_curve():
+    table = pd.DataFrame(
+        {
+            "images per class": [40, 5, 10, 1000],
+            "accuracy": [0.98, 0.8, 0.9, 0.97],
+            "spread": [0.01, 0.05, 0.02, np.nan],
+            "data set": ["drawn", "drawn", "drawn", "real"],
+        }
+    )
+    figure = plotting.learning_curve(table)
+    (ax,) = figure.axes
+    drawn, real = ax.lines
+    assert drawn.get_xydata().tolist() == [[5, 0.8], [10, 0.9], [40, 0.98]] and real.get_xydata().tolist() == [
+        [1000, 0.97]
+    ]
+    assert drawn.get_linestyle() != real.get_linestyle() and drawn.get_marker() != real.get_marker()
+    band = ax.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == pytest.approx(0.75) and band[:, 1].max() == pytest.approx(0.99)
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["5", "10", "40", "1000"] and ax.get_xscale() == "log"
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert legend == ["drawn: 0.980 at 40", "real: 0.970 at 1000"]
+    inside(figure)
+    assert plotting.learning_curve(table[["images per class", "accuracy"]][:3]).axes[0].get_legend() is None
+    with pytest.raises(ValueError, match="no rows"):
+        plotting.learning_curve(table[:0])
+    with pytest.raises(ValueError, match="no column 'images'"):
+        plotting.learning_curve(table, x="images")
+
+
+def test_splits_chart():
+    scores = pd.DataFrame({"grid": [0.1, 0.3, 0.2], "random": [0.2, 0.2, 0.5]})
+    figure = plotting.splits_chart(scores, label="log loss")
+    (ax,) = figure.axes
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0.1, 0.2], [0.3, 0.2], [0.2, 0.5]]
+    means = [segment[0, 1] for segment in ax.collections[0].get_segments()]
+    assert means == pytest.approx([0.2, 0.3])
+    assert [text.get_text() for text in ax.texts] == ["0.200", "0.300"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["grid", "random"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one split", "mean"]
+    assert ax.get_title() == "log loss over 3 splits"
+    inside(figure)
+    with pytest.raises(ValueError, match="no scores"):
+        plotting.splits_chart(scores[:0])
+
+
 def test_inline_backend():
     """Jupyter's own backend saves with tight borders; digits come out there too."""
     pytest.importorskip("matplotlib_inline")
