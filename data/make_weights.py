@@ -5,7 +5,7 @@ The network is `keras.applications.InceptionV3` with a classifier over glyph cla
 scripts drawn from Debian's free fonts, distorted into something like handwriting. No Bengali, Assamese or Tirhuta glyph
 is drawn for training, so the digits of NumtaDB stay a foreign script to it.
 
-    python data/make_weights.py --images 800000        # train (or resume), then export
+    python data/make_weights.py --images 200000        # train (or resume), then export
     python data/make_weights.py --export-only          # export the averaged weights of the last checkpoint
     python data/make_weights.py --lookalikes FONT      # which classes FONT's Bengali digits are taken for (no training)
     python data/make_weights.py --preview sheet.png    # a sheet of training images
@@ -748,7 +748,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "pretrain", help="checkpoints and drawn glyphs")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "weights" / "inception_v3_glyphs.npz")
-    parser.add_argument("--images", type=int, default=535_000, help="training images in all, resumed runs included")
+    parser.add_argument("--images", type=int, default=200_000, help="training images in all, resumed runs included")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--replicas", type=int, default=2, help="threads that share a batch; 1 on a GPU")
