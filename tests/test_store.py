@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import FAST, HASTY_JAVA, image_frame, picture, struct
-from py4j.protocol import Py4JJavaError
 from pyspark.sql import functions as F
 
 from helpers import featurizer, store
@@ -164,7 +163,7 @@ def test_a_killed_worker_loses_its_batch_and_no_more(spark, stage, tmp_path, sma
 
     network_runs()
     monkeypatch.setattr(featurizer, "run_network", killed)
-    with pytest.raises(Py4JJavaError, match="Python worker exited unexpectedly"):
+    with pytest.raises(Exception, match="Python worker exited unexpectedly"):
         featurize(digits(spark, range(9)), stage, tmp_path)
     done = computed(network_runs)
     assert not once.exists() and 0 < done < 9
