@@ -315,12 +315,14 @@ def _daemon() -> None:
     """Spark's own daemon, from which Python workers are forked, with what they all import already imported: they start
     at once and share its memory.
 
-    This package itself is forgotten again, so that a worker takes the modules that the driver shipped.
+    This package itself is forgotten again, and the current folder, which ``python -m`` puts first, goes to the end, so
+    that a worker takes the modules that the driver shipped.
     """
     for name in _PRELOADED:
         importlib.import_module(name)
     for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
         del sys.modules[name]
+    sys.path.append(sys.path.pop(0))
     gc.freeze()  # a collection would write to pages that are shared
     importlib.import_module("pyspark.daemon").manager()
 
