@@ -120,7 +120,8 @@ def test_kinds_of_processes_in_a_spark_program(benchmark, spark, tmp_path):
         job.join(0.2)
     assert len(rows) == 2
     fullest = max(seen, key=lambda kinds: sum(kinds.values()))
-    assert fullest["JVM"] == fullest["pyspark daemon"] == 1
+    assert fullest["JVM"] == 1
+    assert fullest["pyspark daemon"] >= 1, "one for each environment that workers ran in since the JVM started"
     assert fullest["Python workers"] >= 1
     assert fullest["driver and other Python"] == 1
 
