@@ -26,9 +26,8 @@ import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFilter
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import to_arrow_type
 
-from helpers.numtadb import IMAGE_TYPE
+from helpers.numtadb import ARROW_IMAGE, IMAGE_TYPE
 from helpers.spark import ship_package
 
 __all__ = ["DISTORTIONS", "distort", "distort_images"]
@@ -40,8 +39,6 @@ BLUR = 9.0  # px, standard deviation of the Gaussian
 SPRINKLED = 0.15  # share of the pixels
 COVERED = 0.7  # side of the block, as a share of the digit's larger side
 OPACITY = 0.4  # of the reverse page's ink
-
-_ARROW_IMAGE = to_arrow_type(IMAGE_TYPE)
 
 
 def distort(pixels: np.ndarray, name: str, severity: float, key: str) -> np.ndarray:
@@ -135,7 +132,7 @@ def distort_images(
 
 def _distort_batch(images: pa.Array, names: pa.Array, severities: pa.Array, keys: pa.Array) -> pa.Array:
     rows = zip(images.to_pylist(), names.to_pylist(), severities.to_pylist(), keys.to_pylist(), strict=True)
-    return pa.array([_distort_struct(*row) for row in rows], _ARROW_IMAGE)
+    return pa.array([_distort_struct(*row) for row in rows], ARROW_IMAGE)
 
 
 def _distort_struct(image: dict[str, Any] | None, name: str, severity: float, key: str | None) -> dict | None:

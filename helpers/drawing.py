@@ -20,7 +20,7 @@ from pyspark.ml import PipelineModel
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame
 
-from helpers.numtadb import IMAGE_TYPE, read_file
+from helpers.numtadb import IMAGE_TYPE, image_struct, read_file
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -124,9 +124,7 @@ class DigitReader:
         """
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise ValueError(f"an image is uint8 (height, width, 3), not {pixels.dtype} {pixels.shape}")
-        height, width = pixels.shape[:2]
-        bgr = np.ascontiguousarray(pixels[:, :, ::-1]).tobytes()
-        row = (("drawn", height, width, 3, 16, bytearray(bgr)),)
+        row = (image_struct(Image.fromarray(pixels), "drawn"),)
         frame = self.spark.createDataFrame([row], f"image {IMAGE_TYPE.simpleString()}").coalesce(1)
         read = self.model.transform(frame).select("features", "probability").first()
         distances = np.linalg.norm(self._places - read.features.toArray().astype(np.float32) / self._spread, axis=1)

@@ -89,8 +89,9 @@ def load_graph(graph: str, threads: int, task: int) -> Any:
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # pinned, the workers of a machine would all sit on its first core
         }
-        _loaded[graph, threads] = openvino.Core().compile_model(graph, "CPU", settings), task
-    network, _ = _loaded[graph, threads]
+        network = openvino.Core().compile_model(graph, "CPU", settings)
+    else:
+        network, _ = _loaded[graph, threads]
     _loaded[graph, threads] = network, task
     return network
 
@@ -129,18 +130,6 @@ def run_network(network: Callable, images: pa.StructArray, size: int, batch_size
             flush()
     flush()
     return outputs, reasons
-
-
-def network_function(
-    graph: str, size: int, batch_size: int, threads: int
-) -> Callable[[pa.StructArray], tuple[list, list]]:
-    """``run_network`` with the network that the worker has loaded."""
-
-    def run(images: pa.StructArray) -> tuple[list, list]:
-        network = load_graph(SparkFiles.get(graph), threads, TaskContext.get().taskAttemptId())
-        return run_network(network, images, size, batch_size)
-
-    return run
 
 
 def vectors_to_arrow(outputs: list) -> pa.Array:
@@ -378,12 +367,15 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
         """What a worker runs over an Arrow batch of images, its network on the way to the executors: outputs (float32
         rows, ``None`` for an image that cannot be used) and reasons (``None`` where there is nothing to tell).
         """
-        return network_function(
-            ship(spark, networks.export_graph(**self._graph())),
-            self.image_size(),
-            self.getBatchSize(),
-            int(spark.conf.get("spark.task.cpus", "1")),
-        )
+        graph = ship(spark, networks.export_graph(**self._graph()))
+        size, batch_size = self.image_size(), self.getBatchSize()
+        threads = int(spark.conf.get("spark.task.cpus", "1"))
+
+        def run(images: pa.StructArray) -> tuple[list, list]:
+            network = load_graph(SparkFiles.get(graph), threads, TaskContext.get().taskAttemptId())
+            return run_network(network, images, size, batch_size)
+
+        return run
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         self._check(dataset)

@@ -388,10 +388,7 @@ def image_network(
         "flatten": flattened,
     }[pooling]
 
-    def pooled(y: keras.KerasTensor) -> keras.KerasTensor:
-        return pool(y) if len(y.shape) == 4 else y
-
-    flat = [pooled(y) for y in (outputs if isinstance(outputs, list) else [outputs])]
+    flat = [pool(y) if len(y.shape) == 4 else y for y in (outputs if isinstance(outputs, list) else [outputs])]
     return keras.Model(pixels, flat[0] if len(flat) == 1 else keras.layers.Concatenate()(flat))
 
 

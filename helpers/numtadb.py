@@ -32,6 +32,7 @@ from pyspark import TaskContext
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
+from pyspark.sql.pandas.types import to_arrow_type
 
 from helpers.networks import data_folder
 from helpers.spark import ship_package, start_spark
@@ -51,16 +52,7 @@ IMAGE_TYPE = T.StructType(
         T.StructField("data", T.BinaryType()),
     ]
 )
-_ARROW_IMAGE = pa.struct(
-    [
-        ("origin", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("nChannels", pa.int32()),
-        ("mode", pa.int32()),
-        ("data", pa.binary()),
-    ]
-)
+ARROW_IMAGE = to_arrow_type(IMAGE_TYPE)
 _CV_MODES = {1: 0, 3: 16, 4: 24}  # OpenCV's CV_8UC1, CV_8UC3, CV_8UC4, as in ImageSchema.ocvTypes
 
 
@@ -91,6 +83,11 @@ def decode(raw: bytes, origin: str) -> dict:
         picture = picture.convert("L")
     elif picture.mode not in ("L", "RGB", "RGBA"):
         picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    return image_struct(picture, origin)
+
+
+def image_struct(picture: Image.Image, origin: str) -> dict:
+    """A Pillow picture of mode L, RGB or RGBA as Spark's image struct."""
     width, height = picture.size
     channels = len(picture.getbands())
     if channels == 1:
@@ -138,7 +135,7 @@ def _read(paths: tuple[str | None, ...], task: int) -> tuple[pa.Array, pa.Array]
     """
     read = [(None, None) if path is None else read_file(path) for path in paths]
     images, errors = zip(*read, strict=True) if read else ((), ())
-    return pa.array(images, _ARROW_IMAGE), pa.array(errors, pa.string())
+    return pa.array(images, ARROW_IMAGE), pa.array(errors, pa.string())
 
 
 def _read_images(paths: pa.Array) -> pa.Array:
@@ -275,11 +272,15 @@ def _lot(seed: int) -> Column:
     return F.conv(F.substring(digest, 1, 15), 16, 10).cast("long")
 
 
-def _lots(digits: DataFrame, seed: int) -> dict[int, np.ndarray]:
-    """The lots of each class in rising order, int64."""
+def _need_label_and_path(digits: DataFrame) -> None:
     for column in ("label", "path"):
         if column not in digits.columns:
             raise ValueError(f"there is no column {column!r}; the columns are {', '.join(digits.columns)}")
+
+
+def _lots(digits: DataFrame, seed: int) -> dict[int, np.ndarray]:
+    """The lots of each class in rising order, int64."""
+    _need_label_and_path(digits)
     table = digits.where(F.col("label").isNotNull()).select("label", _lot(seed).alias("lot")).toPandas()
     return {label: np.sort(lots.to_numpy()) for label, lots in table.groupby("label")["lot"]}
 
@@ -330,11 +331,12 @@ def train_test_split(
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction={test_fraction} is not between 0 and 1")
-    lots = _lots(digits, seed)
     if by_writer:
+        _need_label_and_path(digits)
         in_test = F.col("writer").isin(_writers_apart(digits, test_fraction, seed))
         labelled = digits.where(F.col("label").isNotNull())
         return labelled.where(~in_test), labelled.where(in_test)
+    lots = _lots(digits, seed)
     if single := sorted(label for label, of in lots.items() if len(of) == 1):
         warnings.warn(f"class {', '.join(map(str, single))} has one image only, which goes to training", stacklevel=2)
     sizes = {label: min(max(round(len(of) * test_fraction), 1), len(of) - 1) for label, of in lots.items()}
@@ -364,9 +366,7 @@ def assign_folds(digits: DataFrame, folds: int = 5, seed: int = 42, by_writer: b
         raise ValueError(f"folds={folds}: cross-validation takes 2 or more")
     if "fold" in digits.columns:
         raise ValueError("there is a column 'fold' already; drop it first")
-    for column in ("label", "path"):
-        if column not in digits.columns:
-            raise ValueError(f"there is no column {column!r}; the columns are {', '.join(digits.columns)}")
+    _need_label_and_path(digits)
     labelled = digits.where(F.col("label").isNotNull())
     if not by_writer:
         if (images := labelled.count()) < folds:

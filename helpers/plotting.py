@@ -690,10 +690,7 @@ def loss_curve(
         ax.plot(
             range(len(history)),
             history,
-            color=_COLOURS[number % 10],
-            linestyle=_LINES[number % len(_LINES)],
-            linewidth=1.8,
-            marker=_MARKERS[number % 10],
+            **_line_style(number),
             markersize=5,
             # About a dozen markers a line, or they hide it, and one at its end.
             markevery=sorted({*range(0, steps, max(1, steps // 12)), steps}),
@@ -736,10 +733,7 @@ def severity_curves(
         ax.plot(
             [0, *lines[name]["severity"]],
             [clean, *lines[name][value]],
-            color=_COLOURS[number % 10],
-            linestyle=_LINES[number % len(_LINES)],
-            marker=_MARKERS[number % 10],
-            linewidth=1.8,
+            **_line_style(number),
             label=f"{name}: {lines[name][value].iloc[-1]:.2f}",
         )
     if chance is not None:
@@ -806,10 +800,7 @@ def risk_coverage(evaluations: Mapping[str, Evaluation], title: str | None = "Wh
         ax.plot(
             curve.coverage,
             curve.risk,
-            color=_COLOURS[number % 10],
-            linestyle=_LINES[number % len(_LINES)],
-            linewidth=1.8,
-            marker=_MARKERS[number % 10],
+            **_line_style(number),
             markevery=[len(curve.coverage) - 1],
             label=f"{name}: {curve.risk[-1]:.3f} of all answers wrong",
         )
@@ -820,7 +811,195 @@ def risk_coverage(evaluations: Mapping[str, Evaluation], title: str | None = "Wh
     return fig
 
 
+@_styled
+def search_heatmap(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    panel: str | None = None,
+    value: str = "score",
+    label: str = "score",
+    lower_is_better: bool = False,
+    title: str | None = None,
+) -> Figure:
+    """A grid search as cells, ``x`` along and ``y`` down, a panel for each ``panel``; darker is better, a frame marks
+    the best cell.
+
+    ``table``: a row for each setting, its figure in column ``value``; rows, columns and panels in the order of the
+    table. ``label`` names the figure. ``ValueError``: a column is missing, no row, or two rows for one cell.
+    """
+    keys = [name for name in (panel, y, x) if name]
+    _need_columns("search_heatmap", table.columns, *keys, value)
+    if table.empty:
+        raise ValueError("search_heatmap: the table has no rows.")
+    if table.duplicated(keys).any():
+        cell = ", ".join(str(part) for part in table[table.duplicated(keys)].iloc[0][keys])
+        raise ValueError(f"search_heatmap: the cell {cell} occurs twice; give one row a cell.")
+    across, down = (list(dict.fromkeys(table[name])) for name in (x, y))
+    panels = list(dict.fromkeys(table[panel])) if panel else [None]
+    best = table.loc[table[value].idxmin() if lower_is_better else table[value].idxmax()]
+    size = (1.6 + len(panels) * (0.9 * len(across) + 0.9), 1.5 + 0.5 * len(down))
+    fig, axes = plt.subplots(
+        1, len(panels), figsize=(max(size[0], 5.5), size[1]), sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, name in zip(axes[0], panels, strict=True):
+        own = table if panel is None else table[table[panel] == name]
+        cells = own.pivot(index=y, columns=x, values=value).reindex(index=down, columns=across)
+        sns.heatmap(
+            cells,
+            ax=ax,
+            cmap="Blues_r" if lower_is_better else "Blues",
+            vmin=table[value].min(),
+            vmax=table[value].max(),
+            annot=True,
+            fmt=".3f",
+            linewidths=1,
+            cbar=ax is axes[0][-1],
+            cbar_kws={"label": label},
+        )
+        ax.set(xlabel=x, ylabel=y if ax is axes[0][0] else "", title="" if panel is None else f"{panel}: {name}")
+        ax.tick_params(left=False, bottom=False, rotation=0)
+        if panel is None or best[panel] == name:
+            place = (across.index(best[x]), down.index(best[y]))
+            ax.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor=_WRONG, linewidth=3, clip_on=False))
+    fig.suptitle(title or f"{label} of each setting, the best one framed", fontsize=11)
+    return fig
+
+
+@_styled
+def search_dots(
+    table: pd.DataFrame,
+    params: Sequence[str],
+    value: str = "score",
+    series: str = "search",
+    label: str = "score",
+    title: str | None = None,
+) -> Figure:
+    """Everything that searches tried: a panel for each Param, in it a dot for each setting, its figure upwards.
+
+    ``table``: a row for each setting, with the Params, its figure ``value`` and, where it has it, ``series``: which
+    search it belongs to. Numbers that span more than a factor of 30 stand on a logarithmic axis, texts in the order of
+    the table. ``ValueError``: a column is missing, no Param or no row.
+    """
+    _need_columns("search_dots", table.columns, *params, value)
+    if table.empty or not params:
+        raise ValueError("search_dots: there is nothing to draw; give a table with rows and at least one Param.")
+    data = table if series in table.columns else table.assign(**{series: ""})
+    names = list(dict.fromkeys(data[series]))
+    width = sum(2.6 if pd.api.types.is_numeric_dtype(data[param]) else 1.6 for param in params)
+    fig, axes = plt.subplots(
+        1, len(params), figsize=(max(width, 5.0), 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, param in zip(axes[0], params, strict=True):
+        numeric = pd.api.types.is_numeric_dtype(data[param])
+        values = list(dict.fromkeys(data[param]))
+        for number, name in enumerate(names):
+            own = data[data[series] == name]
+            places = own[param].astype(float) if numeric else own[param].map(values.index).astype(float)
+            if not numeric:  # side by side, not one behind the other
+                places = places + 0.25 * (number - (len(names) - 1) / 2)
+            colour = _COLOURS[number % 10]
+            ax.scatter(
+                places,
+                own[value],
+                s=34,
+                marker=_MARKERS[number % 10],
+                facecolor=[_light(colour)],
+                edgecolor=[colour],
+                linewidth=1.2,
+                label=str(name),
+            )
+        if not numeric:
+            ax.set_xticks(range(len(values)), [str(value) for value in values], rotation=30, ha="right")
+            ax.set_xlim(-0.6, len(values) - 0.4)
+        elif data[param].min() > 0 and data[param].max() > 30 * data[param].min():
+            ax.set_xscale("log")
+        ax.set(xlabel=param, ylabel=label if ax is axes[0][0] else "")
+        ax.grid(axis="y")
+    if series in table.columns:
+        axes[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    fig.suptitle(title or f"{label} of each setting that was tried", fontsize=11)
+    return fig
+
+
+@_styled
+def learning_curve(
+    table: pd.DataFrame,
+    x: str = "images per class",
+    value: str = "accuracy",
+    error: str = "spread",
+    series: str = "data set",
+    title: str | None = None,
+) -> Figure:
+    """``value`` by the number of training images, one line for each ``series``, its spread as a band.
+
+    ``table``: columns ``x`` (above 0; logarithmic axis), ``value`` (0–1) and where it has them ``error`` (half the
+    height of the band, same unit) and ``series``. ``ValueError``: a column is missing or there is no row.
+    """
+    _need_columns("learning_curve", table.columns, x, value)
+    if table.empty:
+        raise ValueError("learning_curve: the table has no rows.")
+    data = table if series in table.columns else table.assign(**{series: ""})
+    fig, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    for number, name in enumerate(dict.fromkeys(data[series])):
+        own = data[data[series] == name].sort_values(x)
+        if error in own.columns:
+            low, high = own[value] - own[error].fillna(0), own[value] + own[error].fillna(0)
+            ax.fill_between(own[x], low, high, color=_COLOURS[number % 10], alpha=0.2, linewidth=0)
+        ax.plot(
+            own[x],
+            own[value],
+            **_line_style(number),
+            label=f"{name}: {own[value].iloc[-1]:.3f} at {own[x].iloc[-1]}",
+        )
+    ticks = sorted(set(data[x]))
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [f"{tick}" for tick in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set(xlabel=x, ylabel=value, title=title or f"{value} by {x}".capitalize())
+    ax.grid()
+    if series in table.columns:
+        ax.legend(loc="lower right", frameon=False)
+    return fig
+
+
+@_styled
+def splits_chart(scores: pd.DataFrame, label: str = "score", title: str | None = None) -> Figure:
+    """The same settings over several splits: a dot for each, those of one split joined by a line, a bar at each mean.
+
+    ``scores``: a row for each split, a column for each setting. Lines that cross mean that it depends on the split
+    which setting is better. ``ValueError`` where there is no row or no column.
+    """
+    if scores.empty:
+        raise ValueError("splits_chart: there are no scores; give a row for each split, a column for each setting.")
+    places = np.arange(len(scores.columns))
+    fig, ax = plt.subplots(figsize=(max(5.0, 1.2 + 1.7 * len(places)), 3.8), layout="constrained")
+    for number, (_, row) in enumerate(scores.iterrows()):
+        name = "one split" if number == 0 else None
+        ax.plot(places, row, color=_FAINT, linewidth=0.9, marker="o", markersize=4.5, label=name)
+    ax.hlines(scores.mean(), places - 0.18, places + 0.18, color=_COLOURS[0], linewidth=4, zorder=3, label="mean")
+    for place, column in zip(places, scores.columns, strict=True):
+        text = f"{scores[column].mean():.3f}"
+        ax.annotate(text, (place + 0.2, scores[column].mean()), va="center", fontsize=9, color=_COLOURS[0])
+    ax.set_xticks(places, [str(column) for column in scores.columns])
+    ax.set_xlim(-0.5, len(places) - 0.5)
+    ax.set(ylabel=label, title=title or f"{label} over {len(scores)} splits")
+    ax.grid(axis="y")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return fig
+
+
 # --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _line_style(number: int) -> dict[str, Any]:
+    """How line ``number`` of a chart looks: told apart by colour, dashes and marker."""
+    return {
+        "color": _COLOURS[number % 10],
+        "linestyle": _LINES[number % len(_LINES)],
+        "marker": _MARKERS[number % 10],
+        "linewidth": 1.8,
+    }
 
 
 def _method_name(method: str) -> str:
@@ -1096,185 +1275,3 @@ def _digit_marker(label: float) -> MarkerStyle:
     # TextPath closes its curves at the origin, which the marker's own scaling must not see as a far point.
     vertices = np.where((outline.codes == Outline.CLOSEPOLY)[:, None], 0.0, outline.vertices - middle)
     return MarkerStyle(Outline(vertices, outline.codes))
-
-
-@_styled
-def search_heatmap(
-    table: pd.DataFrame,
-    x: str,
-    y: str,
-    panel: str | None = None,
-    value: str = "score",
-    label: str = "score",
-    lower_is_better: bool = False,
-    title: str | None = None,
-) -> Figure:
-    """A grid search as cells, ``x`` along and ``y`` down, a panel for each ``panel``; darker is better, a frame marks
-    the best cell.
-
-    ``table``: a row for each setting, its figure in column ``value``; rows, columns and panels in the order of the
-    table. ``label`` names the figure. ``ValueError``: a column is missing, no row, or two rows for one cell.
-    """
-    keys = [name for name in (panel, y, x) if name]
-    _need_columns("search_heatmap", table.columns, *keys, value)
-    if table.empty:
-        raise ValueError("search_heatmap: the table has no rows.")
-    if table.duplicated(keys).any():
-        cell = ", ".join(str(part) for part in table[table.duplicated(keys)].iloc[0][keys])
-        raise ValueError(f"search_heatmap: the cell {cell} occurs twice; give one row a cell.")
-    across, down = (list(dict.fromkeys(table[name])) for name in (x, y))
-    panels = list(dict.fromkeys(table[panel])) if panel else [None]
-    best = table.loc[table[value].idxmin() if lower_is_better else table[value].idxmax()]
-    size = (1.6 + len(panels) * (0.9 * len(across) + 0.9), 1.5 + 0.5 * len(down))
-    fig, axes = plt.subplots(
-        1, len(panels), figsize=(max(size[0], 5.5), size[1]), sharey=True, squeeze=False, layout="constrained"
-    )
-    for ax, name in zip(axes[0], panels, strict=True):
-        own = table if panel is None else table[table[panel] == name]
-        cells = own.pivot(index=y, columns=x, values=value).reindex(index=down, columns=across)
-        sns.heatmap(
-            cells,
-            ax=ax,
-            cmap="Blues_r" if lower_is_better else "Blues",
-            vmin=table[value].min(),
-            vmax=table[value].max(),
-            annot=True,
-            fmt=".3f",
-            linewidths=1,
-            cbar=ax is axes[0][-1],
-            cbar_kws={"label": label},
-        )
-        ax.set(xlabel=x, ylabel=y if ax is axes[0][0] else "", title="" if panel is None else f"{panel}: {name}")
-        ax.tick_params(left=False, bottom=False, rotation=0)
-        if panel is None or best[panel] == name:
-            place = (across.index(best[x]), down.index(best[y]))
-            ax.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor=_WRONG, linewidth=3, clip_on=False))
-    fig.suptitle(title or f"{label} of each setting, the best one framed", fontsize=11)
-    return fig
-
-
-@_styled
-def search_dots(
-    table: pd.DataFrame,
-    params: Sequence[str],
-    value: str = "score",
-    series: str = "search",
-    label: str = "score",
-    title: str | None = None,
-) -> Figure:
-    """Everything that searches tried: a panel for each Param, in it a dot for each setting, its figure upwards.
-
-    ``table``: a row for each setting, with the Params, its figure ``value`` and, where it has it, ``series``: which
-    search it belongs to. Numbers that span more than a factor of 30 stand on a logarithmic axis, texts in the order of
-    the table. ``ValueError``: a column is missing, no Param or no row.
-    """
-    _need_columns("search_dots", table.columns, *params, value)
-    if table.empty or not params:
-        raise ValueError("search_dots: there is nothing to draw; give a table with rows and at least one Param.")
-    data = table if series in table.columns else table.assign(**{series: ""})
-    names = list(dict.fromkeys(data[series]))
-    width = sum(2.6 if pd.api.types.is_numeric_dtype(data[param]) else 1.6 for param in params)
-    fig, axes = plt.subplots(
-        1, len(params), figsize=(max(width, 5.0), 3.4), sharey=True, squeeze=False, layout="constrained"
-    )
-    for ax, param in zip(axes[0], params, strict=True):
-        numeric = pd.api.types.is_numeric_dtype(data[param])
-        values = list(dict.fromkeys(data[param]))
-        for number, name in enumerate(names):
-            own = data[data[series] == name]
-            places = own[param].astype(float) if numeric else own[param].map(values.index).astype(float)
-            if not numeric:  # side by side, not one behind the other
-                places = places + 0.25 * (number - (len(names) - 1) / 2)
-            colour = _COLOURS[number % 10]
-            ax.scatter(
-                places,
-                own[value],
-                s=34,
-                marker=_MARKERS[number % 10],
-                facecolor=[_light(colour)],
-                edgecolor=[colour],
-                linewidth=1.2,
-                label=str(name),
-            )
-        if not numeric:
-            ax.set_xticks(range(len(values)), [str(value) for value in values], rotation=30, ha="right")
-            ax.set_xlim(-0.6, len(values) - 0.4)
-        elif data[param].min() > 0 and data[param].max() > 30 * data[param].min():
-            ax.set_xscale("log")
-        ax.set(xlabel=param, ylabel=label if ax is axes[0][0] else "")
-        ax.grid(axis="y")
-    if series in table.columns:
-        axes[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    fig.suptitle(title or f"{label} of each setting that was tried", fontsize=11)
-    return fig
-
-
-@_styled
-def learning_curve(
-    table: pd.DataFrame,
-    x: str = "images per class",
-    value: str = "accuracy",
-    error: str = "spread",
-    series: str = "data set",
-    title: str | None = None,
-) -> Figure:
-    """``value`` by the number of training images, one line for each ``series``, its spread as a band.
-
-    ``table``: columns ``x`` (above 0; logarithmic axis), ``value`` (0–1) and where it has them ``error`` (half the
-    height of the band, same unit) and ``series``. ``ValueError``: a column is missing or there is no row.
-    """
-    _need_columns("learning_curve", table.columns, x, value)
-    if table.empty:
-        raise ValueError("learning_curve: the table has no rows.")
-    data = table if series in table.columns else table.assign(**{series: ""})
-    fig, ax = plt.subplots(figsize=(8, 4), layout="constrained")
-    for number, name in enumerate(dict.fromkeys(data[series])):
-        own = data[data[series] == name].sort_values(x)
-        colour = _COLOURS[number % 10]
-        if error in own.columns:
-            spread = own[error].fillna(0)
-            ax.fill_between(own[x], own[value] - spread, own[value] + spread, color=colour, alpha=0.2, linewidth=0)
-        ax.plot(
-            own[x],
-            own[value],
-            color=colour,
-            linestyle=_LINES[number % len(_LINES)],
-            marker=_MARKERS[number % 10],
-            linewidth=1.8,
-            label=f"{name}: {own[value].iloc[-1]:.3f} at {own[x].iloc[-1]}",
-        )
-    ticks = sorted(set(data[x]))
-    ax.set_xscale("log")
-    ax.set_xticks(ticks, [f"{tick}" for tick in ticks])
-    ax.set_xticks([], minor=True)
-    ax.set(xlabel=x, ylabel=value, title=title or f"{value} by {x}".capitalize())
-    ax.grid()
-    if series in table.columns:
-        ax.legend(loc="lower right", frameon=False)
-    return fig
-
-
-@_styled
-def splits_chart(scores: pd.DataFrame, label: str = "score", title: str | None = None) -> Figure:
-    """The same settings over several splits: a dot for each, those of one split joined by a line, a bar at each mean.
-
-    ``scores``: a row for each split, a column for each setting. Lines that cross mean that it depends on the split
-    which setting is better. ``ValueError`` where there is no row or no column.
-    """
-    if scores.empty:
-        raise ValueError("splits_chart: there are no scores; give a row for each split, a column for each setting.")
-    places = np.arange(len(scores.columns))
-    fig, ax = plt.subplots(figsize=(max(5.0, 1.2 + 1.7 * len(places)), 3.8), layout="constrained")
-    for number, (_, row) in enumerate(scores.iterrows()):
-        name = "one split" if number == 0 else None
-        ax.plot(places, row, color=_FAINT, linewidth=0.9, marker="o", markersize=4.5, label=name)
-    ax.hlines(scores.mean(), places - 0.18, places + 0.18, color=_COLOURS[0], linewidth=4, zorder=3, label="mean")
-    for place, column in zip(places, scores.columns, strict=True):
-        text = f"{scores[column].mean():.3f}"
-        ax.annotate(text, (place + 0.2, scores[column].mean()), va="center", fontsize=9, color=_COLOURS[0])
-    ax.set_xticks(places, [str(column) for column in scores.columns])
-    ax.set_xlim(-0.5, len(places) - 0.5)
-    ax.set(ylabel=label, title=title or f"{label} over {len(scores)} splits")
-    ax.grid(axis="y")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    return fig

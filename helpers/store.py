@@ -282,7 +282,6 @@ def featurize(
     spark, folder, settings, run = digits.sparkSession, folder_of(path, featurizer), _settings(featurizer), _new_run()
     network = featurizer.network_function(spark)
     there = _sound_keys(folder, settings)
-    write_atomically(folder / "settings.json", json.dumps(fingerprint(featurizer), indent=1, sort_keys=True))
     started = time.perf_counter()
 
     # Labels and keys are small: brought to the driver once, so that no later action reads or decodes a picture again.
@@ -295,10 +294,12 @@ def featurize(
 
     _put_together(folder, run, settings)
     stored = small.pop("__stored").astype(bool)
-    computed = set(small.loc[stored, KEY]) - there
-    if lost := computed - _keys(folder, settings):
-        raise RuntimeError(f"{len(lost)} images' features are not in {folder}: give a folder that all executors share")
-    if computed:
+    if computed := set(small.loc[stored, KEY]) - there:
+        if lost := computed - _keys(folder, settings):
+            raise RuntimeError(
+                f"{len(lost)} images' features are not in {folder}: give a folder that all executors share"
+            )
+        write_atomically(folder / "settings.json", json.dumps(fingerprint(featurizer), indent=1, sort_keys=True))
         write_atomically(folder / "runs" / f"{run}.json", json.dumps({"images": len(computed), "seconds": seconds}))
     if not stored.any():
         raise ValueError("there is no image in this frame that could be featurized")

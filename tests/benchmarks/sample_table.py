@@ -10,7 +10,6 @@ own resolution. All draws are seeded.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,6 @@ from scipy.ndimage import percentile_filter
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-
-sys.path.insert(0, str(ROOT))
 
 from helpers.networks import recipe
 
