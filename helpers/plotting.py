@@ -1055,8 +1055,9 @@ def task_timeline(runs: Mapping[str, pd.DataFrame], title: str | None = "Which e
             kinds.setdefault(kind, bar)
             if lost:
                 ax.plot([end], [row], marker="X", color=_WRONG, markersize=9, clip_on=False, zorder=3)
-            else:
-                ax.text((start + end) / 2, row, str(task.partition), ha="center", va="center", fontsize=9)
+            halo = [patheffects.withStroke(linewidth=3, foreground=look["facecolor"])]
+            middle = (start + end) / 2
+            ax.text(middle, row, str(task.partition), ha="center", va="center", fontsize=9, path_effects=halo)
         ax.set_yticks(range(len(executors)), [f"executor {executor}" for executor in executors])
         ax.set(ylim=(len(executors) - 0.4, -0.6))
         ax.set_title(name, loc="left", fontsize=10)

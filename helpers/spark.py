@@ -60,6 +60,10 @@ appender.stderr.layout.pattern = %d{HH:mm:ss} %p %c{1}: %m%n%ex
 """
 
 
+# The collector that keeps to the memory in use: the default one takes whatever the heap allows.
+_FRUGAL = "-XX:+UseSerialGC -XX:MaxNewSize=128m -XX:MinHeapFreeRatio=10 -XX:MaxHeapFreeRatio=30"
+
+
 class JavaMissing(RuntimeError):
     """No Java of version 17 or newer; the message holds the line to type."""
 
@@ -179,9 +183,7 @@ def local_settings(cores: int, memory: int) -> dict[str, str]:
     return {
         "spark.master": f"local[{cores}]",
         "spark.driver.memory": f"{min(max(memory // 16, 512), 4096)}m",
-        # the collector that keeps to the memory in use: the default one takes whatever the heap allows
-        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:MaxNewSize=128m "
-        "-XX:MinHeapFreeRatio=10 -XX:MaxHeapFreeRatio=30",
+        "spark.driver.extraJavaOptions": _FRUGAL,
         "spark.python.daemon.module": "helpers.spark",
         "spark.executorEnv.PYTHONPATH": str(Path(__file__).parent.parent),
         "spark.driver.host": "127.0.0.1",
@@ -375,7 +377,7 @@ class StandaloneCluster:
     Attributes:
         url: the master's, for ``start_spark(master=…)`` and ``spark-submit --master``.
         settings: Spark settings of an application on this cluster.
-        properties: file with the same settings, for ``spark-submit --properties-file``.
+        properties: file with the same settings, and a small driver, for ``spark-submit --properties-file``.
         processes: the master and the workers by name, ``"master"``, ``"worker 0"``, ….
 
     Raises:
@@ -391,6 +393,8 @@ class StandaloneCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="spark-cluster-"))  # for this user alone
         self.processes: dict[str, subprocess.Popen] = {}
         self._cores, self._memory = cores, memory
+        # a heap that begins small is tidied early; left alone it begins with a part of the machine's memory
+        small = f"{_FRUGAL} -XX:InitialHeapSize=64m -XX:TieredStopAtLevel=1"
         self.settings = {
             "spark.authenticate": "true",
             SECRET: secrets.token_hex(32),
@@ -398,7 +402,7 @@ class StandaloneCluster:
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.ui.enabled": "false",
             "spark.executor.memory": f"{memory}m",
-            "spark.executor.extraJavaOptions": "-XX:+UseSerialGC",
+            "spark.executor.extraJavaOptions": small,
             "spark.scheduler.minRegisteredResourcesRatio": "1.0",  # a job waits for all executors, not for the first
             "spark.eventLog.enabled": "true",
             "spark.eventLog.dir": (self.folder / "events").as_uri(),
@@ -411,6 +415,8 @@ class StandaloneCluster:
             for name in ("conf", "events", "logs"):
                 (self.folder / name).mkdir()
             ours = self.settings | {
+                "spark.driver.memory": "512m",
+                "spark.driver.extraJavaOptions": small,
                 # whatever else would take orders without asking for the secret
                 "spark.master.rest.enabled": "false",
                 "spark.master.ui.decommission.allow.mode": "DENY",
