@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import zipfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -34,10 +33,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
-import psutil
 
 if TYPE_CHECKING:
     import pandas as pd
+    import psutil
     from pyspark.sql import SparkSession
 
 JAVA_NEEDED = 17  # Spark 4 runs on Java 17 and newer
@@ -345,6 +344,8 @@ class ClusterDied(RuntimeError):
 
 def _descendants(pid: int) -> list[psutil.Process]:
     """All processes below one; none where it has ended."""
+    import psutil  # here and below: executors import this module, and need no psutil
+
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -352,6 +353,8 @@ def _descendants(pid: int) -> list[psutil.Process]:
 
 
 def _runs(process: psutil.Process) -> bool:
+    import psutil
+
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -497,10 +500,11 @@ class StandaloneCluster:
         Raises:
             ClusterDied: it does not answer.
         """
+        import urllib.request
+
+        directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                f"{self._web}/json/", timeout=10
-            ) as answer:
+            with directly.open(f"{self._web}/json/", timeout=10) as answer:
                 return json.load(answer)
         except OSError as problem:
             raise self._died("master", f"does not answer ({problem})") from None
@@ -531,6 +535,8 @@ class StandaloneCluster:
         Raises:
             ValueError: there is no such worker, or it has ended before.
         """
+        import psutil
+
         process = self.processes.get(f"worker {number}")
         if process is None or process.poll() is not None:
             there = [name for name, other in self.processes.items() if name != "master" and other.poll() is None]

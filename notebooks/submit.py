@@ -35,13 +35,13 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, help="height and width the network gets, in pixels")
     options = parser.parse_args()
 
-    spark = start_spark("digits")  # the master, and what else the cluster needs, is spark-submit's affair
     try:
         settings = recipe(options.weights, options.network)
         if options.layer:
             settings = replace(settings, layer=tuple(options.layer.split(",")))
         if options.image_size:
             settings = replace(settings, image_size=options.image_size)
+        spark = start_spark("digits")  # the master, and what else the cluster needs, is spark-submit's affair
         digits = read_digits(options.data)
         if options.per_class is not None:
             digits = sample_per_class(digits, options.per_class)
