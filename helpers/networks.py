@@ -720,9 +720,9 @@ def _check_graph(network: keras.Model, path: str) -> None:
 
     images = np.random.default_rng(RANDOM_SEED).integers(0, 256, (2, *network.input_shape[1:]), np.uint8)
     together = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([images])[0]
-    alone = np.concatenate([np.asarray(network.predict(image[None], verbose=0)) for image in images])
-    # Keras' side of it may compute in bfloat16, which has 8 bits
-    if not np.allclose(together, alone, rtol=0, atol=0.05 * float(np.abs(alone).max())):
+    # called, and not by predict, which computes in bfloat16 where the processor has it
+    alone = np.concatenate([np.asarray(network(image[None], training=False)) for image in images])
+    if not np.allclose(together, alone, rtol=0, atol=1e-3 * float(np.abs(alone).max())):
         raise RuntimeError("its exported graph gives other numbers than Keras")
 
 

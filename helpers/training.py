@@ -6,28 +6,34 @@ they learn, with Keras on TensorFlow: a small CNN of one's own (``small_cnn``), 
 against.
 
 Training amplifies the last bit of a sum, and sums differ with the number of threads. ``steady`` takes one thread and
-seeds everything, so that a run is the same on any number of cores.
+seeds everything, so that a run is the same on any number of cores, and ``apart`` does so in a process of its own.
 """
 
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from helpers.distort import distort
 from helpers.featurizer import pixels
-from helpers.networks import GREY_OF_RGB, Recipe, resolve_layers
+from helpers.networks import GREY_OF_RGB, Recipe, build_network, resolve_layers
 from helpers.numtadb import train_test_split
+from helpers.spark import ship_package
 
 if TYPE_CHECKING:
     import keras
@@ -39,8 +45,6 @@ Split = tuple[np.ndarray, np.ndarray]  # row numbers of the training and of the 
 
 def steady(seed: int = SEED) -> None:
     """Make what Keras trains from here on repeatable: one thread, deterministic operations, seeds.
-
-    Call it once before TensorFlow computes anything, and again (any seed) before each training.
 
     Raises:
         RuntimeError: Keras runs on another backend, or TensorFlow has computed with several threads already.
@@ -63,6 +67,25 @@ def steady(seed: int = SEED) -> None:
     keras.utils.set_random_seed(seed)
 
 
+def apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What a function gives in a process of its own, where Keras runs on TensorFlow and is ``steady``.
+
+    TensorFlow takes half a gigabyte as soon as it is imported. This process, which may be a notebook beside a JVM,
+    stays without it, and when the other one ends, all of it is free again.
+
+    Args:
+        function: of a module, not of a notebook; it, its arguments and its result travel by pickle.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin) as process:
+        return process.submit(function, *args, **kwargs).result()
+
+
+def _begin() -> None:
+    # Before Keras is imported. Without oneDNN TensorFlow's arithmetic is the same on every x86 processor.
+    os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    steady()
+
+
 # -- arrays from Spark -----------------------------------------------------------------------------------------------
 
 
@@ -74,17 +97,26 @@ def grey_arrays(digits: DataFrame, size: int) -> tuple[np.ndarray, np.ndarray, l
         size: height and width in pixels.
 
     Returns:
-        float32 (n, size, size, 1) in 0 to 1, int64 labels (n,) and paths, in order of path. One image at a time comes
-        to the driver.
+        float32 (n, size, size, 1) in 0 to 1, int64 labels (n,) and paths, in order of path.
     """
-    found = []
-    for row in digits.where("image IS NOT NULL").select("path", "label", "image").toLocalIterator():
-        image = row.image
-        bgr = pixels(image.height, image.width, image.nChannels, image.data, size)
-        grey = bgr[..., ::-1].astype(np.float32) @ np.float32(GREY_OF_RGB)
-        found.append((row.path, row.label, grey[..., None] / np.float32(255)))
-    paths, labels, images = zip(*sorted(found, key=lambda item: item[0]), strict=True)
-    return np.stack(images), np.array(labels), list(paths)
+    ship_package(digits.sparkSession)
+
+    def grey(images: pa.Array) -> pa.Array:
+        return pa.array([_grey(image, size) for image in images.to_pylist()], pa.list_(pa.float32()))
+
+    small = digits.select("path", "label", F.arrow_udf(grey, "array<float>")("image").alias("grey"))
+    # a filter on grey in Spark would read the pictures twice
+    table = small.toArrow().sort_by("path")
+    table = table.filter(table["grey"].is_valid())
+    values = table["grey"].combine_chunks().flatten().to_numpy().reshape(-1, size, size, 1)
+    return values, table["label"].to_numpy().astype(np.int64), table["path"].to_pylist()
+
+
+def _grey(image: dict[str, Any] | None, size: int) -> np.ndarray | None:
+    if image is None:
+        return None
+    bgr = pixels(image["height"], image["width"], image["nChannels"], image["data"], size)
+    return (bgr[..., ::-1].astype(np.float32) @ np.float32(GREY_OF_RGB)).ravel() / np.float32(255)
 
 
 def feature_arrays(features: DataFrame, paths: Sequence[str]) -> np.ndarray:
@@ -126,15 +158,6 @@ def small_cnn(classes: int, size: int = SIDE, width: int = 24) -> keras.Model:
         x = layers.Conv2D(width * 2**depth, side, strides=2, padding="same", use_bias=False)(x)
         x = layers.Activation("relu")(layers.BatchNormalization(momentum=0.9)(x))
     return keras.Model(inputs, layers.Dense(classes, activation="softmax")(layers.GlobalMaxPooling2D()(x)))
-
-
-def with_new_head(model: keras.Model, classes: int) -> keras.Model:
-    """A copy of a model with another, fresh head: the same weights up to its last layer."""
-    import keras
-
-    copied = keras.models.clone_model(model)
-    copied.set_weights(model.get_weights())
-    return keras.Model(copied.input, keras.layers.Dense(classes, activation="softmax")(copied.layers[-1].input))
 
 
 def train(
@@ -229,41 +252,67 @@ def linear_probe(
     return kernel, model.intercept_ - scaler.mean_ @ kernel
 
 
-def probe_table(features: np.ndarray, labels: np.ndarray, splits: Sequence[Split], settings: Recipe) -> list[float]:
-    """Accuracy of ``linear_probe`` on the test rows of each split."""
-    found = []
-    for learn, test in splits:
-        kernel, bias = linear_probe(features, labels, learn, settings)
-        found.append(float(((features[test] @ kernel + bias).argmax(axis=1) == labels[test]).mean()))
+def probe_table(
+    features: np.ndarray, labels: np.ndarray, splits: dict[int, list[Split]], settings: Recipe
+) -> dict[int, list[float]]:
+    """Accuracy of ``linear_probe`` on the test rows of each split, trained on its training rows; as ``cnn_table``."""
+    found: dict[int, list[float]] = {}
+    for n, of_size in splits.items():
+        found[n] = []
+        for learn, ask in of_size:
+            kernel, bias = linear_probe(features, labels, learn, settings)
+            found[n].append(float(((features[ask] @ kernel + bias).argmax(axis=1) == labels[ask]).mean()))
     return found
 
 
-def train_cnn(model: keras.Model, x: np.ndarray, y: np.ndarray, seed: int = SEED) -> list[float]:
-    """``train`` with the settings we use for ``small_cnn``: each image about 48 times, at least 200 steps."""
-    return train(model, x, y, max(200, 3 * len(x) // 2), 3e-3, shift=2, seed=seed)
+def trained_cnn(
+    x: np.ndarray, y: np.ndarray, seed: int = SEED, start: list[np.ndarray] | None = None
+) -> tuple[list[np.ndarray], list[float]]:
+    """``small_cnn`` trained on images: each about 48 times, at least 200 steps.
+
+    Args:
+        x, y: images float32 (n, size, size, 1) and int labels (n,), from 0.
+        seed: of the fresh weights and the order of images.
+        start: the weights of another ``small_cnn`` (of any number of classes) to start from, with a fresh head.
+
+    Returns:
+        Its weights, as ``get_weights`` has them, and the loss of each step.
+    """
+    return _Trainer(x, y).train(np.arange(len(y)), seed, start)
+
+
+class _Trainer:
+    """One compiled ``small_cnn`` for many trainings on parts of the same images."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.x, self.y = x, y
+        self.model = small_cnn(int(y.max()) + 1, x.shape[1])
+
+    def train(
+        self, rows: np.ndarray, seed: int, start: list[np.ndarray] | None
+    ) -> tuple[list[np.ndarray], list[float]]:
+        import keras
+
+        keras.utils.set_random_seed(seed)
+        fresh = small_cnn(self.model.output_shape[1], self.x.shape[1]).get_weights()
+        self.model.set_weights(fresh if start is None else start[:-2] + fresh[-2:])  # kernel and bias of the head
+        losses = train(self.model, self.x[rows], self.y[rows], max(200, 3 * len(rows) // 2), 3e-3, shift=2, seed=seed)
+        return self.model.get_weights(), losses
 
 
 def cnn_table(
-    x: np.ndarray,
-    y: np.ndarray,
-    splits: Sequence[Split],
-    pretrained: keras.Model | None = None,
-) -> list[float]:
-    """Accuracy of ``small_cnn`` on the test rows of each split, trained on the training rows (``train_cnn``).
-
-    It starts from fresh weights, others for each split, or from ``pretrained`` with a fresh head.
+    x: np.ndarray, y: np.ndarray, splits: dict[int, list[Split]], start: list[np.ndarray] | None = None
+) -> dict[int, list[float]]:
+    """Accuracy of ``trained_cnn`` on the test rows of each split, trained on its training rows; ``splits`` by number of
+    training images, as is what comes back. The seed is the split's number.
     """
-    import keras
-
-    classes = len(np.unique(y))
-    found = []
-    model = small_cnn(classes, x.shape[1])
-    for number, (learn, test) in enumerate(splits):
-        keras.utils.set_random_seed(number)
-        start = with_new_head(pretrained, classes) if pretrained else small_cnn(classes, x.shape[1])
-        model.set_weights(start.get_weights())
-        train_cnn(model, x[learn], y[learn], seed=number)
-        found.append(accuracy(model, x[test], y[test]))
+    trainer = _Trainer(x, y)
+    found: dict[int, list[float]] = {}
+    for n, of_size in splits.items():
+        found[n] = []
+        for number, (learn, ask) in enumerate(of_size):
+            trainer.train(learn, number, start)
+            found[n].append(accuracy(trainer.model, x[ask], y[ask]))
     return found
 
 
@@ -344,11 +393,11 @@ def _written(character: str, file: Path, chance: np.random.Generator) -> np.ndar
     return 255 - np.asarray(page)
 
 
-def pretrained_cnn(copies: int = 40, steps: int = 1200) -> tuple[keras.Model, list[float], float]:
+def pretrained_cnn(copies: int = 40, steps: int = 1200) -> tuple[list[np.ndarray], list[float], float]:
     """``small_cnn`` trained to name glyphs, ``copies`` drawings of each class.
 
     Returns:
-        The network; the loss of each step; the share of right names on another tenth as many drawings.
+        Its weights; the loss of each step; the share of right names on another tenth as many drawings.
     """
     import keras
 
@@ -356,7 +405,8 @@ def pretrained_cnn(copies: int = 40, steps: int = 1200) -> tuple[keras.Model, li
     keras.utils.set_random_seed(SEED)
     model = small_cnn(len(classes))
     losses = train(model, *draw_glyphs(classes, copies), steps, 3e-3, shift=2)
-    return model, losses, accuracy(model, *draw_glyphs(classes, max(1, copies // 10), seed=SEED + 1))
+    fresh = draw_glyphs(classes, max(1, copies // 10), seed=SEED + 1)
+    return model.get_weights(), losses, accuracy(model, *fresh)
 
 
 # -- the last block of a large network -------------------------------------------------------------------------------
@@ -381,26 +431,26 @@ def last_block(network: keras.Model, start: str) -> keras.Model:
 
 
 def block_table(
-    block: keras.Model,
+    network: Recipe,
+    start: str,
     maps: np.ndarray,
     labels: np.ndarray,
     splits: Sequence[Split],
-    settings: Recipe,
     steps: int = 30,
     learning_rate: float = 1e-4,
 ) -> pd.DataFrame:
-    """A block as it is against the same block trained on, split by split.
+    """A network's last block as it is against the same block trained on, split by split.
 
     Its head is logistic regression on the block's averaged output (``linear_probe``), and then block and head are
     trained together. So before the first step this *is* the model on frozen features, and what changes is the
     training's doing. Normalisation keeps the statistics it has.
 
     Args:
-        block: map to map (``last_block``); it has its weights back when this returns.
-        maps: its inputs, computed once: float32 (n, h, w, channels).
+        network: which network, its weights and size of images; its penalty is the logistic regression's.
+        start: the layer before the block.
+        maps: what that layer gives, computed once: float32 (n, numbers), as ``pooling="flatten"`` has them.
         labels: of all maps, int (n,).
         splits: rows to train on and to test on.
-        settings: whose penalty the logistic regression has.
         steps, learning_rate: of ``train``.
 
     Returns:
@@ -409,20 +459,21 @@ def block_table(
     import keras
     from keras import layers
 
+    block = last_block(build_network(network.model_name, network.weights, image_size=network.image_size), start)
     for layer in block.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.trainable = False
-    start = block.get_weights()
+    begin = block.get_weights()
+    maps = maps.reshape(-1, *block.input_shape[1:])
     pooled = outputs(block, maps).mean(axis=(1, 2))
     inputs = keras.Input(maps.shape[1:])
     head = layers.Dense(len(np.unique(labels)), activation="softmax")
     model = keras.Model(inputs, head(layers.GlobalAveragePooling2D()(block(inputs))))
     found = []
-    for number, (learn, test) in enumerate(splits):
-        block.set_weights(start)
-        head.set_weights(linear_probe(pooled, labels, learn, settings))
-        frozen = accuracy(model, maps[test], labels[test])
+    for number, (learn, ask) in enumerate(splits):
+        block.set_weights(begin)
+        head.set_weights(linear_probe(pooled, labels, learn, network))
+        frozen = accuracy(model, maps[ask], labels[ask])
         train(model, maps[learn], labels[learn], steps, learning_rate, seed=number)
-        found.append({"frozen": frozen, "tuned": accuracy(model, maps[test], labels[test])})
-    block.set_weights(start)
+        found.append({"frozen": frozen, "tuned": accuracy(model, maps[ask], labels[ask])})
     return pd.DataFrame(found)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from collections.abc import Iterator
@@ -52,14 +51,13 @@ def main() -> None:
 
 def measured(options: argparse.Namespace) -> Iterator[tuple[str, int, list[float]]]:
     """(method, training images of each class, accuracy in each split)."""
-    os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
     from helpers import training
-    from helpers.networks import build_network, recipe
+    from helpers.networks import recipe
     from helpers.numtadb import read_digits, sample_per_class
-    from helpers.spark import start_spark
+    from helpers.spark import end_spark, start_spark
     from helpers.store import featurize
 
-    spark = start_spark()
+    start_spark()
     settings = recipe("glyphs")
     digits = sample_per_class(read_digits(options.data), options.per_class)
     images, labels, paths = training.grey_arrays(digits, training.SIDE)
@@ -69,19 +67,24 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, int, list[float
         size: training.split_rows(digits, paths, range(options.splits), 1 - size / options.per_class)
         for size in options.sizes
     }
-    spark.stop()
+    end_spark()
 
-    training.steady()
-    pretrained, _, _ = training.pretrained_cnn()
-    block = training.last_block(build_network("InceptionV3", "glyphs", image_size=settings.image_size), "mixed9")
-    maps = maps.reshape(-1, *block.input_shape[1:])
-    for size, of_size in splits.items():
-        yield "small CNN, from nothing", size, training.cnn_table(images, labels, of_size)
-        yield "small CNN, pretrained on glyphs", size, training.cnn_table(images, labels, of_size, pretrained)
-        blocks = training.block_table(block, maps, labels, of_size, settings)
-        yield "last Inception block, frozen", size, list(blocks["frozen"])
-        yield "last Inception block, fine-tuned", size, list(blocks["tuned"])
-        yield "our recipe's features, frozen", size, training.probe_table(features, labels, of_size, settings)
+    apart = training.apart
+    tables = {
+        "small CNN, from nothing": apart(training.cnn_table, images, labels, splits),
+        "small CNN, pretrained on glyphs": apart(
+            training.cnn_table, images, labels, splits, apart(training.pretrained_cnn)[0]
+        ),
+    }
+    blocks = {
+        n: apart(training.block_table, settings, "mixed9", maps, labels, of_size) for n, of_size in splits.items()
+    }
+    tables["last Inception block, frozen"] = {n: list(table["frozen"]) for n, table in blocks.items()}
+    tables["last Inception block, fine-tuned"] = {n: list(table["tuned"]) for n, table in blocks.items()}
+    tables["our recipe's features, frozen"] = training.probe_table(features, labels, splits, settings)
+    for method, table in tables.items():
+        for size, scores in table.items():
+            yield method, size, scores
 
 
 def record(rows: list[dict]) -> None:
