@@ -2,14 +2,19 @@
 
 ``checks()`` gives the same as objects. It starts neither Spark nor a network: versions come from the metadata of the
 installed packages, so the whole answer takes about a second.
+
+A notebook that needs more than the course asks ``check_cluster()``, and ``pass_by_the_rest()`` where it has to give up.
+``memory_of()`` tells what running processes take.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import shutil
 import sys
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +28,7 @@ from helpers import networks, numtadb, spark
 DISTRIBUTION = "numtadb-transfer"
 GB = 10**9
 MEMORY_NEEDED = 2 * GB  # Binder's limit; the course is sized for it
+CLUSTER_MEMORY_NEEDED = 4 * GB  # a master, two workers and their executors beside a notebook
 MEMORY_FREE_NEEDED = GB * 3 // 2  # Spark's JVM and two Python workers with InceptionV3 take 1.5 GB together
 DISK_NEEDED = 2 * GB  # executed notebooks, features, exported networks; NumtaDB itself is another 2 GB
 CORES_NEEDED = 2
@@ -105,6 +111,16 @@ def check_memory() -> Check:
         return Check("memory", False, found, "give the machine or container 2 GB (docker run --memory 2g)")
     fix = "shut down other notebooks' kernels (JupyterLab: Kernel > Shut Down All Kernels) or close other programs"
     return _check("memory", free >= MEMORY_FREE_NEEDED, found, fix)
+
+
+def check_cluster() -> Check:
+    """Memory for a cluster of two workers (``helpers.spark.StandaloneCluster``) beside a notebook; not one of
+    ``checks()``, as one notebook alone needs it.
+    """
+    total = spark.available_memory() * 2**20
+    needed = f"{CLUSTER_MEMORY_NEEDED // GB} GB"
+    fix = f"run it on a machine or in a container with {needed} or more (docker run --memory {needed[0]}g)"
+    return _check("cluster", total >= CLUSTER_MEMORY_NEEDED, f"{total / GB:.1f} GB of memory, {needed} needed", fix)
 
 
 def check_cores() -> Check:
@@ -209,6 +225,82 @@ def checks(build: str | Path = "build") -> list[Check]:
         check_data(),
         check_disk(build),
     ]
+
+
+# -- what a notebook asks besides --------------------------------------------------------------------------------------
+
+
+def pass_by_the_rest() -> None:
+    """From the next cell on, cells of this notebook do nothing until its kernel is restarted.
+
+    Nothing is raised, so Run All, papermill and nbval come to the end of the notebook.
+    """
+    from IPython import get_ipython
+
+    if (shell := get_ipython()) is not None:
+        shell.input_transformers_cleanup.append(lambda lines: [])
+
+
+MAIN_CLASSES = {
+    "org.apache.spark.deploy.master.Master": "master",
+    "org.apache.spark.deploy.worker.Worker": "workers",
+    "org.apache.spark.executor.CoarseGrainedExecutorBackend": "executors",
+}
+
+
+def pss(pid: int) -> float:
+    """Proportional set size of a process in MiB (private pages in full, a page that n processes share as an n-th); 0
+    for one that has ended or belongs to somebody else, and where the system is no Linux.
+    """
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    except (ProcessLookupError, PermissionError, FileNotFoundError):
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("Pss:")), 0.0)
+
+
+def kind_of(process: psutil.Process) -> str:
+    """What a process is in a Spark program: JVM, the daemon that forks Python workers, a worker, and what drives them;
+    of a standalone cluster's JVMs ``"master"``, ``"workers"`` and ``"executors"``.
+
+    Spark's Python side is known by its parents, whatever modules it runs: the daemon is the Python that the JVM
+    started, a worker the Python that the daemon did.
+    """
+    try:
+        command, name = process.cmdline(), process.name()
+        if name == "java":
+            return next((kind for main, kind in MAIN_CLASSES.items() if main in command), "JVM")
+        if "python" not in name and not any("python" in Path(word).name for word in command[:1]):
+            return "other"
+        parent = process.parent()
+        if parent is not None and parent.name() == "java":
+            # without a daemon (Windows, spark.python.use.daemon=false) the JVM starts workers itself
+            return "Python workers" if command[1:3] == ["-m", "pyspark.worker"] else "pyspark daemon"
+        above = parent.parent() if parent is not None else None
+        if above is not None and above.name() == "java":
+            return "Python workers"
+    except psutil.NoSuchProcess:
+        return "other"
+    said = " ".join(command)
+    for sign, kind in (
+        ("ipykernel", "notebook kernel"),
+        ("helpers.networks", "export of the graph"),
+        ("jupyter", "jupyter"),
+        ("nbconvert", "jupyter"),
+        ("papermill", "jupyter"),
+    ):
+        if sign in said:
+            return kind
+    return "driver and other Python"
+
+
+def memory_of(roots: Iterable[psutil.Process]) -> list[tuple[str, float]]:
+    """(kind, PSS in MiB) of the processes ``roots`` and all below them."""
+    family = []
+    for root in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += [root, *root.children(recursive=True)]
+    return [(kind_of(process), size) for process in family if (size := pss(process.pid))]
 
 
 def main() -> int:

@@ -1,25 +1,30 @@
 """Spark ML stages that run a network over images: what sparkdl's were, on Spark 4 and Keras 3.
 
 ``DeepImageFeaturizer`` gives the pooled output of any layer as an ML vector, ``DeepImagePredictor`` the class
-probabilities. Both take Spark's image struct (bytes in rows from the top, blue before green before red, 1, 3 or 4
-channels).
+probabilities, ``KerasImageTransformer`` what any other Keras model gives, and ``register_sql`` makes a function of SQL
+of a stage that names classes. All take Spark's image struct (bytes in rows from the top, blue before green before red,
+1, 3 or 4 channels).
 
 **What happens to an image.** Grey becomes three equal channels, a fourth channel (alpha) is dropped, as Keras' own
 ``load_img`` does. Then one resize is the definition: Pillow's ``Image.resize((size, size), Image.Resampling.BILINEAR)``
 on uint8, which averages over the source pixels when it makes an image smaller and does not keep the aspect ratio; an
 image of the right size stays as it is. Then the network's own preprocessing and layers, in float32
-(``helpers.networks.image_network``).
+(``helpers.networks.image_network`` and ``model_network``).
 
 **What runs where.** Only the image column goes to Python; all others stay in the JVM. The driver exports the network
-once (``helpers.networks.export_graph``) and Spark's file service takes it to every executor, which need neither
-internet nor a shared disk, only this package. A worker loads it once and uses as many threads as the task has cores.
-Features are the same to the last bit whatever the batch, the partition or the number of workers.
+once (``export_graph`` and ``export_model`` there), and Spark's file service takes it to every executor, which need
+neither internet nor a shared disk, only this package. A worker loads it once and uses as many threads as the task has
+cores. Features are the same to the last bit whatever the batch, the partition or the number of workers.
 """
 
 from __future__ import annotations
 
+import re
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +142,9 @@ def vectors_to_arrow(outputs: list) -> pa.Array:
     return pa.array(outputs, pa.list_(pa.float32()))
 
 
+CLASSES_TYPE = "array<struct<class: string, description: string, probability: float>>"
+
+
 def top_classes(classes: list[tuple[str, str]], top: int) -> Callable[[list], pa.Array]:
     """Rows of probabilities to Arrow lists of their ``top`` most probable (class, description, probability)."""
     kind = pa.list_(pa.struct([("class", pa.string()), ("description", pa.string()), ("probability", pa.float32())]))
@@ -149,6 +157,13 @@ def top_classes(classes: list[tuple[str, str]], top: int) -> Callable[[list], pa
         return pa.array(rows, kind)
 
     return to_arrow
+
+
+def best_class(classes: list[tuple[str, str]]) -> Callable[[list], pa.Array]:
+    """Rows of probabilities to the description of the most probable class of each."""
+    return lambda outputs: pa.array(
+        [None if p is None else classes[int(np.argmax(p))][1] for p in outputs], pa.string()
+    )
 
 
 # -- on the driver ---------------------------------------------------------------------------------------------------
@@ -198,7 +213,7 @@ def ship(spark: SparkSession, graph: Path) -> str:
 class _WeightsWriter(MLWriter):
     """Saves the params and, beside them, what the weights were."""
 
-    def __init__(self, stage: _ImageStage) -> None:
+    def __init__(self, stage: _NetworkStage) -> None:
         super().__init__()
         self.stage = stage
 
@@ -211,11 +226,11 @@ class _WeightsWriter(MLWriter):
 class _WeightsReader(MLReader):
     """Loads a stage and holds it to the weights it was saved with."""
 
-    def __init__(self, cls: type[_ImageStage]) -> None:
+    def __init__(self, cls: type[_NetworkStage]) -> None:
         super().__init__()
         self.cls = cls
 
-    def load(self, path: str) -> _ImageStage:
+    def load(self, path: str) -> _NetworkStage:
         metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
         stage = self.cls()
         stage._resetUid(metadata["uid"])
@@ -229,17 +244,8 @@ class _WeightsReader(MLReader):
 
 
 class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable):
-    """What featurizer and predictor share: params, checks, the way to the workers, save and load."""
+    """What all stages share: params, checks, the way to the workers."""
 
-    modelName: Param[str] = Param(
-        Params._dummy(), "modelName", f"network: {', '.join(networks.NETWORKS)}", TypeConverters.toString
-    )
-    weights: Param[str] = Param(
-        Params._dummy(),
-        "weights",
-        "imagenet, glyphs, random or the path of a Keras weights file",
-        TypeConverters.toString,
-    )
     imageSize: Param[int] = Param(
         Params._dummy(), "imageSize", "height and width in pixels the network sees; None: the network's own", to_size
     )
@@ -253,23 +259,9 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
 
     def __init__(self) -> None:
         super().__init__()
-        self._saved_digest: str | None = None
-        self._setDefault(
-            inputCol="image",
-            modelName="InceptionV3",
-            weights="imagenet",
-            imageSize=None,
-            batchSize=BATCH_SIZE,
-            errorCol=None,
-        )
+        self._setDefault(inputCol="image", imageSize=None, batchSize=BATCH_SIZE, errorCol=None)
 
     # Spark's style of getters and setters
-    def getModelName(self) -> str:
-        return self.getOrDefault(self.modelName)
-
-    def getWeights(self) -> str:
-        return self.getOrDefault(self.weights)
-
     def getImageSize(self) -> int | None:
         return self.getOrDefault(self.imageSize)
 
@@ -285,12 +277,6 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
     def setOutputCol(self, value: str) -> _ImageStage:
         return self._set(outputCol=value)
 
-    def setModelName(self, value: str) -> _ImageStage:
-        return self._set(modelName=value)
-
-    def setWeights(self, value: str) -> _ImageStage:
-        return self._set(weights=value)
-
     def setImageSize(self, value: int | None) -> _ImageStage:
         return self._set(imageSize=value) if value is not None else self._clear_and_return(self.imageSize)
 
@@ -303,6 +289,103 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
     def _clear_and_return(self, param: Param) -> _ImageStage:
         self.clear(param)
         return self
+
+    def image_size(self) -> int:
+        """Height and width in pixels the network sees."""
+        raise NotImplementedError
+
+    def graph(self) -> Path:
+        """The network as the graph that workers run (``helpers.networks``), made where it is not in the cache."""
+        raise NotImplementedError
+
+    def _check(self, dataset: DataFrame) -> None:
+        check_input(dataset, self.getInputCol())
+        if not self.isDefined(self.outputCol):
+            raise ValueError("outputCol is not set")
+        added = [name for name in (self.getOutputCol(), self.getErrorCol()) if name is not None]
+        there = {name.lower() for name in dataset.columns}  # names differ by more than case, as Spark has it
+        taken = [name for name in added if name.lower() in there]
+        if taken:
+            raise ValueError(
+                f"there is a column {taken[0]!r} already; choose another outputCol or errorCol, or drop it"
+            )
+        if len(set(added)) < len(added):
+            raise ValueError("outputCol and errorCol must differ")
+        self.image_size()
+
+    def _output(self) -> tuple[T.DataType, Callable[[list], pa.Array]]:
+        """Type of the workers' output and the way to it."""
+        return T.ArrayType(T.FloatType()), vectors_to_arrow
+
+    def _column(self, output: Column) -> Column:
+        """The output column from what the workers gave."""
+        return F.when(output.isNotNull(), array_to_vector(output))
+
+    def network_function(self, spark: SparkSession) -> Callable[[pa.StructArray], tuple[list, list]]:
+        """What a worker runs over an Arrow batch of images, its network on the way to the executors: outputs (float32
+        rows, ``None`` for an image that cannot be used) and reasons (``None`` where there is nothing to tell).
+        """
+        graph = ship(spark, self.graph())
+        size, batch_size = self.image_size(), self.getBatchSize()
+        threads = int(spark.conf.get("spark.task.cpus", "1"))
+
+        def run(images: pa.StructArray) -> tuple[list, list]:
+            network = load_graph(SparkFiles.get(graph), threads, TaskContext.get().taskAttemptId())
+            return run_network(network, images, size, batch_size)
+
+        return run
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        self._check(dataset)
+        kind, to_arrow = self._output()
+        run = self.network_function(dataset.sparkSession)
+
+        def featurize(images: pa.Array) -> pa.Array:
+            outputs, reasons = run(images)
+            columns = [to_arrow(outputs), pa.array(reasons, pa.string())]
+            return pa.StructArray.from_arrays(columns, names=["output", "error"])
+
+        result = T.StructType([T.StructField("output", kind), T.StructField("error", T.StringType())])
+        made = f"{self.uid}__output"
+        frame = dataset.withColumn(made, F.arrow_udf(featurize, result)(F.col(f"`{self.getInputCol()}`")))
+        frame = frame.withColumn(self.getOutputCol(), self._column(F.col(f"`{made}`.output")))
+        if self.getErrorCol() is not None:
+            # a filter on this column would be pushed below the network, which then ran twice, but not past a regular
+            # expression
+            reason = F.col(f"`{made}`.error")
+            frame = frame.withColumn(self.getErrorCol(), F.when(reason.rlike(""), reason))
+        return frame.drop(made)
+
+
+class _NetworkStage(_ImageStage):
+    """What featurizer and predictor share: a network of ``keras.applications`` by name, its weights, save and load."""
+
+    modelName: Param[str] = Param(
+        Params._dummy(), "modelName", f"network: {', '.join(networks.NETWORKS)}", TypeConverters.toString
+    )
+    weights: Param[str] = Param(
+        Params._dummy(),
+        "weights",
+        "imagenet, glyphs, random or the path of a Keras weights file",
+        TypeConverters.toString,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._saved_digest: str | None = None
+        self._setDefault(modelName="InceptionV3", weights="imagenet")
+
+    def getModelName(self) -> str:
+        return self.getOrDefault(self.modelName)
+
+    def getWeights(self) -> str:
+        return self.getOrDefault(self.weights)
+
+    def setModelName(self, value: str) -> _NetworkStage:
+        return self._set(modelName=value)
+
+    def setWeights(self, value: str) -> _NetworkStage:
+        return self._set(weights=value)
 
     def write(self) -> MLWriter:
         """Spark ML's writer: ``stage.write().overwrite().save(path)``."""
@@ -337,73 +420,21 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
         return f"{problem}; {saved}: give it their file by setWeights(path)"
 
     def _check(self, dataset: DataFrame) -> None:
-        check_input(dataset, self.getInputCol())
-        if not self.isDefined(self.outputCol):
-            raise ValueError("outputCol is not set")
-        added = [name for name in (self.getOutputCol(), self.getErrorCol()) if name is not None]
-        there = {name.lower() for name in dataset.columns}  # names differ by more than case, as Spark has it
-        taken = [name for name in added if name.lower() in there]
-        if taken:
-            raise ValueError(
-                f"there is a column {taken[0]!r} already; choose another outputCol or errorCol, or drop it"
-            )
-        if len(set(added)) < len(added):
-            raise ValueError("outputCol and errorCol must differ")
-        self.image_size()
+        super()._check(dataset)
+        try:
+            self.weights_digest()
+        except networks.WeightsUnavailable as problem:
+            raise networks.WeightsUnavailable(self._lost(problem) if self._saved_digest else str(problem)) from None
 
     def _graph(self) -> dict[str, Any]:
         """Arguments of ``helpers.networks.export_graph``."""
         return {"name": self.getModelName(), "weights": self.getWeights(), "image_size": self.getImageSize()}
 
-    def _output(self) -> tuple[T.DataType, Callable[[list], pa.Array]]:
-        """Type of the workers' output and the way to it."""
-        return T.ArrayType(T.FloatType()), vectors_to_arrow
-
-    def _column(self, output: Column) -> Column:
-        """The output column from what the workers gave."""
-        return F.when(output.isNotNull(), array_to_vector(output))
-
-    def network_function(self, spark: SparkSession) -> Callable[[pa.StructArray], tuple[list, list]]:
-        """What a worker runs over an Arrow batch of images, its network on the way to the executors: outputs (float32
-        rows, ``None`` for an image that cannot be used) and reasons (``None`` where there is nothing to tell).
-        """
-        graph = ship(spark, networks.export_graph(**self._graph()))
-        size, batch_size = self.image_size(), self.getBatchSize()
-        threads = int(spark.conf.get("spark.task.cpus", "1"))
-
-        def run(images: pa.StructArray) -> tuple[list, list]:
-            network = load_graph(SparkFiles.get(graph), threads, TaskContext.get().taskAttemptId())
-            return run_network(network, images, size, batch_size)
-
-        return run
-
-    def _transform(self, dataset: DataFrame) -> DataFrame:
-        self._check(dataset)
-        try:
-            self.weights_digest()
-        except networks.WeightsUnavailable as problem:
-            raise networks.WeightsUnavailable(self._lost(problem) if self._saved_digest else str(problem)) from None
-        kind, to_arrow = self._output()
-        run = self.network_function(dataset.sparkSession)
-
-        def featurize(images: pa.Array) -> pa.Array:
-            outputs, reasons = run(images)
-            columns = [to_arrow(outputs), pa.array(reasons, pa.string())]
-            return pa.StructArray.from_arrays(columns, names=["output", "error"])
-
-        result = T.StructType([T.StructField("output", kind), T.StructField("error", T.StringType())])
-        made = f"{self.uid}__output"
-        frame = dataset.withColumn(made, F.arrow_udf(featurize, result)(F.col(f"`{self.getInputCol()}`")))
-        frame = frame.withColumn(self.getOutputCol(), self._column(F.col(f"`{made}`.output")))
-        if self.getErrorCol() is not None:
-            # a filter on this column would be pushed below the network, which then ran twice, but not past a regular
-            # expression
-            reason = F.col(f"`{made}`.error")
-            frame = frame.withColumn(self.getErrorCol(), F.when(reason.rlike(""), reason))
-        return frame.drop(made)
+    def graph(self) -> Path:
+        return networks.export_graph(**self._graph())
 
 
-class DeepImageFeaturizer(_ImageStage):
+class DeepImageFeaturizer(_NetworkStage):
     """Features of images: the pooled output of one or more layers of a pretrained network, as an ML vector.
 
     Args (each a Param, with getter and setter in Spark's style):
@@ -477,7 +508,44 @@ class DeepImageFeaturizer(_ImageStage):
         return super()._graph() | {"layers": self.getLayer() or (), "pooling": self.getPooling()}
 
 
-class DeepImagePredictor(_ImageStage):
+class _Classes(_ImageStage):
+    """What stages share whose output are probabilities of classes that have names."""
+
+    decodePredictions: Param[bool] = Param(
+        Params._dummy(), "decodePredictions", "give the most probable classes by name", TypeConverters.toBoolean
+    )
+    topK: Param[int] = Param(Params._dummy(), "topK", "how many classes decodePredictions gives", to_size)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._setDefault(outputCol="predicted", decodePredictions=False, topK=5)
+
+    def getDecodePredictions(self) -> bool:
+        return self.getOrDefault(self.decodePredictions)
+
+    def getTopK(self) -> int:
+        return self.getOrDefault(self.topK)
+
+    def setDecodePredictions(self, value: bool) -> _Classes:
+        return self._set(decodePredictions=value)
+
+    def setTopK(self, value: int) -> _Classes:
+        return self._set(topK=value)
+
+    def class_names(self) -> list[tuple[str, str]]:
+        """(class, description) of each output of the network."""
+        raise NotImplementedError
+
+    def _output(self) -> tuple[T.DataType, Callable[[list], pa.Array]]:
+        if not self.getDecodePredictions():
+            return super()._output()
+        return T._parse_datatype_string(CLASSES_TYPE), top_classes(self.class_names(), self.getTopK())
+
+    def _column(self, output: Column) -> Column:
+        return output if self.getDecodePredictions() else super()._column(output)
+
+
+class DeepImagePredictor(_Classes, _NetworkStage):
     """Class probabilities of images from a network with its classification head.
 
     Args: as ``DeepImageFeaturizer`` has them, without layer and pooling, and
@@ -488,11 +556,6 @@ class DeepImagePredictor(_ImageStage):
     ImageNet's class names are downloaded by Keras; ``weights="glyphs"`` carry their own. A weights file is taken to
     have ImageNet's classes.
     """
-
-    decodePredictions: Param[bool] = Param(
-        Params._dummy(), "decodePredictions", "give the most probable classes by name", TypeConverters.toBoolean
-    )
-    topK: Param[int] = Param(Params._dummy(), "topK", "how many classes decodePredictions gives", to_size)
 
     @keyword_only
     def __init__(
@@ -509,7 +572,6 @@ class DeepImagePredictor(_ImageStage):
         topK: int = 5,
     ) -> None:
         super().__init__()
-        self._setDefault(outputCol="predicted", decodePredictions=False, topK=5)
         self._set(**self._input_kwargs)
 
     @keyword_only
@@ -517,27 +579,234 @@ class DeepImagePredictor(_ImageStage):
         """Set any of the params."""
         return self._set(**self._input_kwargs)
 
-    def getDecodePredictions(self) -> bool:
-        return self.getOrDefault(self.decodePredictions)
-
-    def getTopK(self) -> int:
-        return self.getOrDefault(self.topK)
-
-    def setDecodePredictions(self, value: bool) -> DeepImagePredictor:
-        return self._set(decodePredictions=value)
-
-    def setTopK(self, value: int) -> DeepImagePredictor:
-        return self._set(topK=value)
-
     def _graph(self) -> dict[str, Any]:
         return super()._graph() | {"include_top": True}
 
-    def _output(self) -> tuple[T.DataType, Callable[[list], pa.Array]]:
-        if not self.getDecodePredictions():
-            return super()._output()
-        kind = "array<struct<class: string, description: string, probability: float>>"
-        classes = networks.class_names(self.getModelName(), self.getWeights()) or networks.imagenet_classes()
-        return T._parse_datatype_string(kind), top_classes(classes, self.getTopK())
+    def class_names(self) -> list[tuple[str, str]]:
+        return networks.class_names(self.getModelName(), self.getWeights()) or networks.imagenet_classes()
 
-    def _column(self, output: Column) -> Column:
-        return output if self.getDecodePredictions() else super()._column(output)
+
+# -- any other Keras model -------------------------------------------------------------------------------------------
+
+MODEL_FILE = "model.keras"  # of a stage, in the folder it is saved in
+
+
+@lru_cache(maxsize=1)
+def _models_folder() -> tempfile.TemporaryDirectory:
+    """Folder of this process for models that have no file of their own, removed when it ends."""
+    return tempfile.TemporaryDirectory(prefix="keras-models-")
+
+
+def _new_model_file() -> Path:
+    return Path(tempfile.mkdtemp(dir=_models_folder().name)) / MODEL_FILE
+
+
+def to_model_file(value: object) -> str:
+    """Param converter of ``model``: the path of a ``.keras`` file, or a Keras model, which is written into one."""
+    if isinstance(value, str | Path):
+        return str(value)
+    keras = sys.modules.get("keras")  # whoever has a Keras model has imported it
+    if keras is None or not isinstance(value, keras.Model):
+        raise TypeError(f"model takes the path of a .keras file or a Keras model, not {type(value).__name__}")
+    file = _new_model_file()
+    value.save(file)
+    return str(file)
+
+
+def to_names(value: object) -> list[str] | None:
+    """Param converter of ``classes``: a list of names, ``None`` for none."""
+    if value is None:
+        return None
+    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"classes takes a list of names, not {value!r}")
+    return list(value)
+
+
+def _copy_file(spark: SparkSession, source: str, target: str) -> None:
+    """Copy a file between any two places that Hadoop knows: this machine, HDFS, an object store."""
+    context = spark.sparkContext
+    hadoop = context._jvm.org.apache.hadoop.fs
+    conf = context._jsc.hadoopConfiguration()
+    source, target = hadoop.Path(source), hadoop.Path(target)
+    hadoop.FileUtil.copy(source.getFileSystem(conf), source, target.getFileSystem(conf), target, False, True, conf)
+
+
+class _ModelWriter(MLWriter):
+    """Saves the params and, beside them, the model itself as a ``.keras`` file."""
+
+    def __init__(self, stage: KerasImageTransformer) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def saveImpl(self, path: str) -> None:
+        stage = self.stage
+        params = {param.name: value for param, value in stage._paramMap.items()} | {"model": MODEL_FILE}
+        digest = {"modelDigest": networks.model_digest(stage.getModel())}
+        DefaultParamsWriter.saveMetadata(stage, path, self.sparkSession, extraMetadata=digest, paramMap=params)
+        file = networks.check_model_file(stage.getModel()).resolve()
+        _copy_file(self.sparkSession, file.as_uri(), f"{path.rstrip('/')}/{MODEL_FILE}")
+
+
+class _ModelReader(MLReader):
+    """Loads a stage with its model, which is copied: the stage does not need the folder any longer."""
+
+    def __init__(self, cls: type[KerasImageTransformer]) -> None:
+        super().__init__()
+        self.cls = cls
+
+    def load(self, path: str) -> KerasImageTransformer:
+        metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
+        file = _new_model_file()
+        _copy_file(self.sparkSession, f"{path.rstrip('/')}/{MODEL_FILE}", file.as_uri())
+        if networks.model_digest(file) != metadata.get("modelDigest"):
+            raise ValueError(f"{MODEL_FILE} in {path} is not the model that this stage was saved with")
+        stage = self.cls()
+        stage._resetUid(metadata["uid"])
+        DefaultParamsReader.getAndSetParams(stage, metadata)
+        return stage.setModel(file)
+
+
+class KerasImageTransformer(_Classes):
+    """What a Keras model of your own gives for images: its output as an ML vector, or its classes by name.
+
+    Args (each a Param, with getter and setter in Spark's style):
+        inputCol: column of Spark's image struct.
+        outputCol: column for the output: features, or probabilities.
+        model: path of a ``.keras`` file, or a Keras model, which is written into one at once (later training does not
+            change the stage). It takes one square image, channels last, of three channels or one (grey,
+            ``helpers.networks.GREY_OF_RGB``), and gives one output; a map becomes one row, channels last.
+        preprocess: what becomes of the pixels, 0 to 255, before the model sees them:
+            ``helpers.networks.PREPROCESSINGS``; ``"none"`` is for a model that scales them itself.
+        classes: names of the classes, in the order of the outputs; ``None`` numbers them from 0.
+        imageSize: height and width in pixels for a model that takes any; ``None`` is the model's own size.
+        batchSize: images that go through the network together; the output does not depend on it.
+        errorCol: column for the reason where an image gave nothing; ``None`` is no such column.
+        decodePredictions: give the most probable classes, array<struct<class, description, probability>> in falling
+            order (``class`` the number, ``description`` the name), instead of the vector. The model's output must be
+            probabilities.
+        topK: how many of them.
+
+    The model's file is loaded in Keras' safe mode only. It travels with the job as a graph, and inside the folder when
+    the stage is saved.
+
+    Raises, in ``transform`` and on the driver:
+        FileNotFoundError: there is no such file.
+        ValueError: a file that is no ``.keras`` file, that has a Lambda layer or other code; a model that takes or
+            gives something else, or that OpenVINO cannot run; an unknown preprocessing; a wrong number of classes; the
+            columns, as ``DeepImageFeaturizer``.
+    """
+
+    model: Param[str] = Param(
+        Params._dummy(), "model", "path of a .keras file, or a Keras model, which is written into one", to_model_file
+    )
+    preprocess: Param[str] = Param(
+        Params._dummy(),
+        "preprocess",
+        f"what becomes of the pixels: {', '.join(networks.PREPROCESSINGS)}",
+        TypeConverters.toString,
+    )
+    classes: Param[list[str] | None] = Param(
+        Params._dummy(), "classes", "names of the classes, in the order of the outputs; None: their numbers", to_names
+    )
+
+    @keyword_only
+    def __init__(
+        self,
+        *,
+        inputCol: str = "image",
+        outputCol: str = "predicted",
+        model: str | Path | object = None,
+        preprocess: str = "none",
+        classes: list[str] | None = None,
+        imageSize: int | None = None,
+        batchSize: int = BATCH_SIZE,
+        errorCol: str | None = None,
+        decodePredictions: bool = False,
+        topK: int = 5,
+    ) -> None:
+        super().__init__()
+        self._setDefault(preprocess="none", classes=None)
+        self._set(**self._input_kwargs)
+
+    @keyword_only
+    def setParams(self, **kwargs: object) -> KerasImageTransformer:
+        """Set any of the params."""
+        return self._set(**self._input_kwargs)
+
+    def getModel(self) -> str:
+        return self.getOrDefault(self.model)
+
+    def getPreprocess(self) -> str:
+        return self.getOrDefault(self.preprocess)
+
+    def getClasses(self) -> list[str] | None:
+        return self.getOrDefault(self.classes)
+
+    def setModel(self, value: str | Path | object) -> KerasImageTransformer:
+        return self._set(model=value)
+
+    def setPreprocess(self, value: str) -> KerasImageTransformer:
+        return self._set(preprocess=value)
+
+    def setClasses(self, value: list[str] | None) -> KerasImageTransformer:
+        return self._set(classes=value) if value is not None else self._clear_and_return(self.classes)
+
+    def write(self) -> MLWriter:
+        """Spark ML's writer: ``stage.write().overwrite().save(path)``."""
+        return _ModelWriter(self)
+
+    @classmethod
+    def read(cls) -> MLReader:
+        """Spark ML's reader."""
+        return _ModelReader(cls)
+
+    def graph(self) -> Path:
+        if not self.isDefined(self.model):
+            raise ValueError("model is not set; give the path of a .keras file or a Keras model")
+        return networks.export_model(self.getModel(), self.getPreprocess(), self.getImageSize())
+
+    def image_size(self) -> int:
+        return networks.graph_shape(self.graph())[0]
+
+    def class_names(self) -> list[tuple[str, str]]:
+        _, outputs = networks.graph_shape(self.graph())
+        names = self.getClasses() or [str(number) for number in range(outputs)]
+        if len(names) != outputs:
+            raise ValueError(f"classes has {len(names)} names, and the model gives {outputs} numbers")
+        return [(str(number), name) for number, name in enumerate(names)]
+
+    def _check(self, dataset: DataFrame) -> None:
+        super()._check(dataset)
+        self.class_names()
+
+
+def register_sql(spark: SparkSession, name: str, stage: _Classes, top: int | None = None) -> None:
+    """Make a stage a function of SQL: ``SELECT digit(image) FROM digits``.
+
+    Args:
+        spark: the session whose SQL gets the function; there until the session ends.
+        name: of the function.
+        stage: a ``KerasImageTransformer`` or ``DeepImagePredictor``; its columns, ``decodePredictions`` and ``topK``
+            are not used.
+        top: ``None`` gives the most probable class by its description, a string; a number so many classes,
+            array<struct<class, description, probability>>, most probable first.
+
+    An image that cannot be used gives null.
+
+    Raises:
+        ValueError: a name that SQL does not take without quotes, or what the stage itself refuses.
+    """
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(f"{name!r} is no name of a function: letters, digits and _, not a digit first")
+    if top is not None:
+        to_size(top)
+    classes = stage.class_names()
+    kind, to_arrow = ("string", best_class(classes)) if top is None else (CLASSES_TYPE, top_classes(classes, top))
+    run = stage.network_function(spark)
+
+    def classify(images: pa.Array) -> pa.Array:
+        if not pa.types.is_struct(images.type) or not IMAGE_FIELDS.keys() <= {field.name for field in images.type}:
+            raise ValueError(f"{name} takes Spark's image struct, not {images.type}")
+        return to_arrow(run(images)[0])
+
+    spark.udf.register(name, F.arrow_udf(classify, kind))

@@ -3,7 +3,8 @@
 Keras 3 defines every network (``build_network``). What Spark's workers run is a graph exported from that definition
 (``export_graph``): one file that takes the pixels of Spark's image struct and gives features, so that a worker needs
 neither Keras nor TensorFlow and is ready in half a second. The export runs in a process of its own and is cached by all
-that changes it.
+that changes it. Any other Keras model that takes an image goes the same way, from its ``.keras`` file
+(``export_model``).
 
 Settings that belong together are a ``Recipe``: the article's (``article``) and the one we recommend (``recipe``).
 """
@@ -19,13 +20,15 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -76,8 +79,19 @@ NETWORKS = {
     )
 }
 
-# Mean of ImageNet's pixels, blue, green, red: keras.applications.imagenet_utils, mode "caffe".
+# What becomes of a pixel x (0 to 255) before a network sees it. tf, torch and caffe are the modes of
+# keras.applications.imagenet_utils, with its means and deviations of ImageNet's pixels.
+PREPROCESSINGS = {
+    "none": "x, red, green, blue",
+    "unit": "x / 255, red, green, blue",
+    "tf": "x / 127.5 - 1, red, green, blue",
+    "torch": "x / 255 minus ImageNet's mean, over its deviation, red, green, blue",
+    "caffe": "x minus ImageNet's mean, blue, green, red",
+}
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+TORCH_MEAN_RGB = (0.485, 0.456, 0.406)
+TORCH_DEVIATION_RGB = (0.229, 0.224, 0.225)
+GREY_OF_RGB = (0.299, 0.587, 0.114)  # luma of ITU-R BT.601, as Pillow's mode L has it, here without its rounding
 
 
 def _near(name: str, known: Sequence[str]) -> str:
@@ -106,6 +120,12 @@ def check_pooling(pooling: str) -> None:
     """``ValueError`` for a pooling that is none of ``POOLINGS``."""
     if pooling not in POOLINGS:
         raise ValueError(f"there is no pooling {pooling!r}; {_near(str(pooling), POOLINGS)}")
+
+
+def check_preprocessing(preprocess: str) -> None:
+    """``ValueError`` for a preprocessing that is none of ``PREPROCESSINGS``."""
+    if preprocess not in PREPROCESSINGS:
+        raise ValueError(f"there is no preprocessing {preprocess!r}; {_near(str(preprocess), list(PREPROCESSINGS))}")
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------
@@ -338,6 +358,36 @@ def resolve_layers(model: keras.Model, layers: Sequence[str]) -> list[keras.Kera
     return [known[layer].output for layer in layers] or [model.output]
 
 
+def preprocessed(pixels: Any, preprocess: str, channels: int = 3) -> Any:
+    """What a network sees of pixels: (n, h, w, 3) in Spark's order, blue, green, red, to float32 (n, h, w, channels).
+
+    For one channel the colours become grey first (``GREY_OF_RGB``). Takes arrays and Keras' symbolic tensors.
+
+    Raises:
+        ValueError: no such preprocessing, or one of ImageNet's means for one channel.
+    """
+    import keras
+
+    check_preprocessing(preprocess)
+    if channels == 1 and preprocess in ("torch", "caffe"):
+        raise ValueError(f"preprocess={preprocess!r} is for three channels, and this model takes one")
+    x = keras.ops.cast(pixels, "float32")
+    if preprocess == "caffe":
+        return x - keras.ops.array(CAFFE_MEAN_BGR, dtype="float32")
+    x = keras.ops.flip(x, axis=-1)
+    if channels == 1:
+        x = keras.ops.sum(x * keras.ops.array(GREY_OF_RGB, dtype="float32"), axis=-1, keepdims=True)
+    if preprocess == "tf":
+        return x / 127.5 - 1.0
+    if preprocess == "none":
+        return x
+    x = x / 255.0
+    if preprocess == "torch":
+        mean, deviation = (keras.ops.array(v, dtype="float32") for v in (TORCH_MEAN_RGB, TORCH_DEVIATION_RGB))
+        x = (x - mean) / deviation
+    return x
+
+
 def image_network(
     name: str,
     weights: str = "imagenet",
@@ -358,11 +408,7 @@ def image_network(
     size = check_size(name, image_size)
     model = build_network(name, weights, include_top, size)
     pixels = keras.Input((size, size, 3), dtype="uint8")
-    x = keras.ops.cast(pixels, "float32")
-    if network(name).preprocessing == "tf":
-        x = keras.ops.flip(x, axis=-1) / 127.5 - 1.0
-    else:
-        x = x - keras.ops.array(CAFFE_MEAN_BGR, dtype="float32")
+    x = preprocessed(pixels, network(name).preprocessing)
     channels_first = keras.config.image_data_format() == "channels_first"
     if channels_first:
         x = keras.ops.transpose(x, (0, 3, 1, 2))
@@ -390,6 +436,135 @@ def image_network(
 
     flat = [pool(y) if len(y.shape) == 4 else y for y in (outputs if isinstance(outputs, list) else [outputs])]
     return keras.Model(pixels, flat[0] if len(flat) == 1 else keras.layers.Concatenate()(flat))
+
+
+# -- any other Keras model -------------------------------------------------------------------------------------------
+
+
+def _config(file: Path) -> dict:
+    """The description of the model in a ``.keras`` file, read without Keras.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no ``.keras`` file.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no model file {file}; save a Keras model by model.save('name.keras')")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            config = json.loads(archive.read("config.json"))
+    except (zipfile.BadZipFile, KeyError, ValueError) as problem:
+        raise ValueError(f"{file} is no .keras file; save a Keras model by model.save('name.keras')") from problem
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is no .keras file; save a Keras model by model.save('name.keras')")
+    return config
+
+
+def _lambda_layer(config: object) -> str | None:
+    """Name of the first Lambda layer in a model's description, ``None`` where there is none."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "Lambda":
+            inner = config.get("config")
+            return str(inner.get("name", "lambda") if isinstance(inner, dict) else "lambda")
+        config = list(config.values())
+    names = map(_lambda_layer, config) if isinstance(config, list) else ()
+    return next((name for name in names if name), None)
+
+
+def check_model_file(file: str | Path) -> Path:
+    """The path of a ``.keras`` file that may be loaded: it is there, it is one, and it holds no code.
+
+    A Lambda layer is a Python function inside the file, which would run on whoever loads it.
+
+    Raises:
+        FileNotFoundError, ValueError: otherwise.
+    """
+    path = Path(file).expanduser()
+    if name := _lambda_layer(_config(path)):
+        raise ValueError(
+            f"{path} has a Lambda layer {name!r}, which is Python code that would run wherever the model is loaded; "
+            "build the model with Keras' own layers or keras.ops instead"
+        )
+    return path
+
+
+def model_digest(file: str | Path) -> str:
+    """What tells a ``.keras`` file's model from others: SHA-256 of its description and its weights, not of the date in
+    it.
+    """
+    path = check_model_file(file)
+    stat = path.stat()
+    return f"sha256:{_model_digest(str(path), stat.st_size, stat.st_mtime_ns)}"
+
+
+@lru_cache(maxsize=64)
+def _model_digest(path: str, size: int, changed: int) -> str:
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            if name != "metadata.json":
+                with archive.open(name) as member:
+                    digest.update(f"{name} {hashlib.file_digest(member, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def load_model(file: str | Path) -> keras.Model:
+    """A Keras model from its ``.keras`` file, in Keras' safe mode: nothing in the file is run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no ``.keras`` file, has a Lambda layer or layers of classes that Keras does not know, or is
+            damaged.
+    """
+    import keras
+
+    path = check_model_file(file)
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as problem:
+        raise ValueError(f"{path} cannot be loaded in Keras' safe mode: {_first_line(problem)}") from problem
+
+
+def model_network(model: keras.Model, preprocess: str = "none", image_size: int | None = None) -> keras.Model:
+    """The whole way from pixels to a model's output as one Keras network.
+
+    Takes uint8 (n, size, size, 3) in Spark's order of channels, blue, green, red. Gives float32 (n, numbers): the
+    model's output, a map as one row, channels last.
+
+    Args:
+        model: any that takes one image, square, channels last, of one channel or three.
+        preprocess: one of ``PREPROCESSINGS``.
+        image_size: height and width in pixels for a model that takes any; ``None`` is the model's own.
+
+    Raises:
+        ValueError: another shape, size or number of inputs or outputs, or no such preprocessing.
+    """
+    import keras
+
+    inputs, outputs = getattr(model, "inputs", None), getattr(model, "outputs", None)
+    if not inputs:
+        raise ValueError(f"the model {model.name!r} was never built; begin it with keras.Input")
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ValueError(
+            f"the model {model.name!r} has {len(inputs)} inputs and {len(outputs)} outputs; a stage has one of each"
+        )
+    shape = tuple(inputs[0].shape[1:])
+    if len(shape) != 3 or shape[2] not in (1, 3) or shape[0] != shape[1]:
+        raise ValueError(
+            f"the model {model.name!r} takes {shape}; a stage feeds square images, channels last: "
+            "(size, size, 3) or (size, size, 1)"
+        )
+    if shape[0] is None and image_size is None:
+        raise ValueError(f"the model {model.name!r} takes images of any size; give one as imageSize")
+    if shape[0] is not None and image_size not in (None, shape[0]):
+        raise ValueError(f"the model {model.name!r} takes images of {shape[0]} pixels, not imageSize={image_size}")
+    size = int(shape[0] or image_size)
+    pixels = keras.Input((size, size, 3), dtype="uint8")
+    x = keras.ops.cast(preprocessed(pixels, preprocess, shape[2]), inputs[0].dtype)
+    y = model(x, training=False)
+    if any(number is None for number in y.shape[1:]):
+        raise ValueError(f"the model {model.name!r} gives {tuple(y.shape[1:])}, not the same numbers for every image")
+    return keras.Model(pixels, keras.ops.cast(keras.ops.reshape(y, (-1, math.prod(y.shape[1:]))), "float32"))
 
 
 # -- the graph that workers run --------------------------------------------------------------------------------------
@@ -422,10 +597,39 @@ def export_graph(
         "image_size": check_size(name, image_size),
         "include_top": include_top,
     }
+    return _exported("export", name, wanted, {"weights": weights_digest(name, weights)})
+
+
+def export_model(file: str | Path, preprocess: str = "none", image_size: int | None = None) -> Path:
+    """``model_network`` of the model in a ``.keras`` file as an OpenVINO graph on disk, made and kept as
+    ``export_graph`` does.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a model that cannot be loaded safely, takes something else than an image, or that OpenVINO cannot
+            run.
+    """
+    check_preprocessing(preprocess)
+    path = check_model_file(file)
+    wanted = {"file": str(path.resolve()), "preprocess": preprocess, "image_size": image_size}
+    return _exported("export_model", "model", wanted, {"file": model_digest(path)})
+
+
+@lru_cache(maxsize=64)
+def graph_shape(graph: Path) -> tuple[int, int]:
+    """(height and width in pixels of the images that an exported graph takes, numbers it gives for each)."""
+    root = ElementTree.parse(graph).getroot()
+    taken = root.find("./layers/layer[@type='Parameter']/data")
+    given = root.findall("./layers/layer[@type='Result']/input/port/dim")
+    return int(taken.get("shape").split(",")[1]), int(given[-1].text)
+
+
+def _exported(task: str, name: str, wanted: dict, digests: dict) -> Path:
+    """The graph that a task of this module writes, from the cache where it is there; ``digests`` stand for the files in
+    ``wanted``.
+    """
     versions = [importlib.metadata.version(package) for package in ("keras", "openvino")]
-    key = json.dumps(
-        [{**wanted, "weights": weights_digest(name, weights)}, versions, Path(__file__).read_text(encoding="utf8")]
-    )
+    key = json.dumps([task, {**wanted, **digests}, versions, Path(__file__).read_text(encoding="utf8")])
     folder = cache_folder() / "graphs"
     graph = folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.xml"
     if graph.exists() and graph.with_suffix(".bin").exists():
@@ -434,7 +638,7 @@ def export_graph(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as unfinished:
         fresh = Path(unfinished) / "graph.xml"
-        _run_apart("export", {**wanted, "path": str(fresh)})
+        _run_apart(task, {**wanted, "path": str(fresh)})
         os.replace(fresh.with_suffix(".bin"), graph.with_suffix(".bin"))
         os.replace(fresh, graph)
     for old in sorted(folder.glob("*.xml"), key=lambda p: p.stat().st_mtime)[:-GRAPHS_KEPT]:
@@ -469,15 +673,35 @@ def _run_apart(task: str, wanted: dict) -> str:
 
 def _export(wanted: dict) -> None:
     import keras
-    import openvino
-    from openvino._offline_transformations import apply_moc_transformations
 
     # as OpenVINO computes: channels last would leave a transposition between each convolution and its normalisation
     keras.config.set_image_data_format("channels_first")
     path = wanted.pop("path")
-    image_network(**wanted).export(path, format="openvino", verbose=False)
-    # Fold each normalisation into its convolution here, once. Left to the workers, it costs each of them the time and
-    # a second copy of the weights.
+    _write_graph(image_network(**wanted), path)
+
+
+def _export_model(wanted: dict) -> None:
+    import keras
+
+    path, file = wanted.pop("path"), wanted.pop("file")
+    # Keras' own Flatten is exported for one image at a time
+    keras.layers.Flatten.call = lambda self, x: keras.ops.reshape(x, (-1, math.prod(x.shape[1:])))
+    network = model_network(load_model(file), **wanted)
+    try:
+        _write_graph(network, path)
+        _check_graph(network, path)
+    except (NotImplementedError, RuntimeError) as problem:
+        raise ValueError(f"{file}: OpenVINO cannot run this model: {_first_line(problem)}") from problem
+
+
+def _write_graph(network: keras.Model, path: str) -> None:
+    """Export a network and fold each normalisation into its convolution, once. Left to the workers, it costs each of
+    them the time and a second copy of the weights.
+    """
+    import openvino
+    from openvino._offline_transformations import apply_moc_transformations
+
+    network.export(path, format="openvino", verbose=False)
     graph = openvino.Core().read_model(path)
     apply_moc_transformations(graph, cf=True)
     with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:  # the graph still reads its weights from path
@@ -486,6 +710,20 @@ def _export(wanted: dict) -> None:
         del graph
         os.replace(fused.with_suffix(".bin"), Path(path).with_suffix(".bin"))
         os.replace(fused, path)
+
+
+def _check_graph(network: keras.Model, path: str) -> None:
+    """``RuntimeError`` unless a graph gives for two images together what Keras gives for each: an export may be wrong
+    without a word, above all for more than one image at a time.
+    """
+    import openvino
+
+    images = np.random.default_rng(RANDOM_SEED).integers(0, 256, (2, *network.input_shape[1:]), np.uint8)
+    together = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([images])[0]
+    alone = np.concatenate([np.asarray(network.predict(image[None], verbose=0)) for image in images])
+    # Keras' side of it may compute in bfloat16, which has 8 bits
+    if not np.allclose(together, alone, rtol=0, atol=0.05 * float(np.abs(alone).max())):
+        raise RuntimeError("its exported graph gives other numbers than Keras")
 
 
 def _classes(wanted: dict) -> None:
@@ -550,4 +788,4 @@ def recipe(weights: str = "glyphs", model_name: str = "InceptionV3") -> Recipe:
 
 
 if __name__ == "__main__":
-    {"export": _export, "classes": _classes}[sys.argv[1]](json.load(sys.stdin))
+    {"export": _export, "export_model": _export_model, "classes": _classes}[sys.argv[1]](json.load(sys.stdin))

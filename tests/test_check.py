@@ -6,13 +6,17 @@ import sys
 import zipfile
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import psutil
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from helpers import check, networks, numtadb, spark
 
+ROOT = Path(__file__).resolve().parent.parent
 NAMES = [
     *("Python", "Java", "memory", "cores", "Arrow", "Spark", "Keras", "backend", "OpenVINO", "weights", "data", "disk"),
 ]
@@ -214,3 +218,38 @@ print([name for name in ("tensorflow", "keras", "openvino", "torch") if name in 
     seconds, loaded = done.stdout.splitlines()
     assert loaded == "[]"
     assert float(seconds) < 10  # about 1 s on an idle machine
+
+
+# -- what a notebook asks besides --------------------------------------------------------------------------------------
+
+
+def test_memory_for_a_cluster(monkeypatch):
+    monkeypatch.setattr(spark, "available_memory", lambda: 4 * 10**9 // 2**20 + 1)
+    assert check.check_cluster().ok and not check.check_cluster().fix
+    monkeypatch.setattr(spark, "available_memory", lambda: 2048)
+    small = check.check_cluster()
+    assert not small.ok and small.found == "2.1 GB of memory, 4 GB needed"
+    assert "docker run --memory 4g" in small.fix
+
+
+def test_a_notebook_on_a_small_machine_says_so_and_ends_well(monkeypatch, capsys):
+    """Every cell runs without an error, as under Run All, and those below the check do nothing."""
+    monkeypatch.setattr(spark, "available_memory", lambda: 2048)
+    notebook = nbformat.read(ROOT / "notebooks" / "08_laptop_to_cluster.ipynb", as_version=4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    shell = InteractiveShell.instance()
+    try:
+        for source in cells:
+            shell.run_cell(source).raise_error()
+        names = set(shell.user_ns)
+    finally:
+        InteractiveShell.clear_instance()
+    said = capsys.readouterr().out
+    assert said.startswith("room for a cluster: no\n") and "2.1 GB of memory, 4 GB needed" in said
+    assert said.count("\n") == 3, "and nothing more"
+    assert {"PER_CLASS", "StandaloneCluster"} <= names
+    assert not {"features_of", "cluster", "spark"} & names
+
+
+def test_outside_of_a_notebook_nothing_is_passed_by():
+    check.pass_by_the_rest()

@@ -276,6 +276,8 @@ def sanitised(text: str) -> str:
         ("500 images in 35.2 s", "500 images in 7 s"),
         ("fitted in 812 ms", "fitted in 1,024 ms"),
         ("took 2 min", "took 10 min"),
+        ("58.0 minutes of 2 cores", "1.2 hours of 2 cores"),
+        ("together: 3.12 GB PSS", "together: 2.9 GB PSS"),
         ("14.2 images/s", "1,050 images/s"),
         ("14 images per second", "9.5 images per second"),
         ("at 2026-01-31 10:11:12", "at 2027-02-01T09:08:07.123Z"),
@@ -293,6 +295,7 @@ def test_times_and_paths_are_not_compared(one: str, other: str):
     [
         ("accuracy 0.81", "accuracy 0.82"),
         ("500 images", "499 images"),
+        ("a file of 2 GB", "a file of 3 GB"),
         ("500 images in 35.2 s", "499 images in 35.2 s"),
         ("131072 features", "2048 features"),
         ("training-a/a00001.png", "training-a/a00002.png"),

@@ -854,3 +854,64 @@ def test_risk_coverage(evaluation, doubtful):
     inside(figure)
     with pytest.raises(ValueError, match="no evaluation"):
         plotting.risk_coverage({})
+
+
+# --- on a cluster -----------------------------------------------------------------------------------------------------
+
+
+def test_partition_batches():
+    batches = pd.DataFrame({"partition": [1, 0, 0], "number": [0, 1, 0], "images": [5, 3, 4]})
+    figure = plotting.partition_batches(batches, batch_size=2)
+    (ax,) = figure.axes
+    boxes = [[path.get_extents() for path in squares.get_paths()] for squares in ax.collections]
+    assert [len(one) for one in boxes] == [4, 3, 5]  # by partition, then as they went
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["partition 0", "partition 1"]
+    colours = [tuple(squares.get_facecolor()[0]) for squares in ax.collections]
+    assert colours[0] == colours[2] != colours[1]
+    gaps = [right.x0 - left.x1 for left, right in itertools.pairwise(boxes[2])]
+    assert gaps[0] == pytest.approx(gaps[2]) and gaps[1] == pytest.approx(gaps[3]) and gaps[1] > 2 * gaps[0]
+    assert boxes[1][0].x0 - boxes[0][-1].x1 > max(gaps), "Arrow batches stand further apart"
+    inside(figure)
+    with pytest.raises(ValueError, match="no rows"):
+        plotting.partition_batches(batches[:0], 2)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        plotting.partition_batches(batches, 0)
+    with pytest.raises(ValueError, match="no column 'number'"):
+        plotting.partition_batches(batches.drop(columns="number"), 2)
+
+
+def test_task_timeline():
+    rows = [(0, 0, "0", 10.0, 12.0, "Success"), (1, 0, "1", 10.5, 13.0, "ExecutorLostFailure")]
+    rows += [(1, 1, "0", 12.0, 15.0, "Success")]
+    tasks = pd.DataFrame(rows, columns=["partition", "attempt", "executor", "start", "end", "outcome"])
+    figure = plotting.task_timeline({"quiet": tasks[:1], "loud": tasks})
+    quiet, loud = figure.axes
+    assert [(bar.get_x(), bar.get_width()) for bar in loud.patches] == [(0, 2), (0.5, 2.5), (2, 3)]
+    assert [bar.get_y() > 0 for bar in loud.patches] == [False, True, False]
+    assert [bool(bar.get_hatch()) for bar in loud.patches] == [False, True, False]
+    assert loud.patches[2].get_linewidth() > loud.patches[0].get_linewidth()
+    assert [line.get_xydata().tolist() for line in loud.lines if line.get_marker() == "X"] == [[[3, 1]]]
+    assert [text.get_text() for text in loud.texts] == ["0", "1", "1"]
+    assert [label.get_text() for label in loud.get_yticklabels()] == ["executor 0", "executor 1"]
+    assert quiet.get_xlim() == loud.get_xlim() and quiet.get_title(loc="left") == "quiet"
+    legend = [text.get_text() for text in quiet.get_legend().get_texts()]
+    assert legend == ["task", "lost with its executor", "tried again"]
+    inside(figure)
+    with pytest.raises(ValueError, match="loud has no tasks"):
+        plotting.task_timeline({"loud": tasks[:0]})
+    with pytest.raises(ValueError, match="no column 'outcome'"):
+        plotting.task_timeline({"loud": tasks.drop(columns="outcome")})
+
+
+def test_memory_bars():
+    processes = pd.DataFrame({"kind": ["JVM", "workers", "workers"], "MiB": [300.0, 250.0, 200.0]})
+    figure = plotting.memory_bars(processes)
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["workers", "JVM"]  # the largest first
+    assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 250), (250, 200), (0, 300)]
+    assert [text.get_text() for text in ax.texts] == ["450", "300"]
+    inside(figure)
+    with pytest.raises(ValueError, match="no rows"):
+        plotting.memory_bars(processes[:0])
+    with pytest.raises(ValueError, match="no column 'MiB'"):
+        plotting.memory_bars(processes.drop(columns="MiB"))

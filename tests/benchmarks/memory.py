@@ -11,18 +11,19 @@ Printed is the largest sum with the share of each kind of process in it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import json
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+
+from helpers.check import memory_of
 
 INTERVAL = 0.2  # seconds between two samples
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
@@ -50,58 +51,6 @@ class Peak:
         return "\n".join(lines)
 
 
-def pss(pid: int) -> float:
-    """PSS of a process in MiB; 0 for one that has ended or belongs to somebody else."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    except (ProcessLookupError, PermissionError, FileNotFoundError):
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("Pss:")), 0.0)
-
-
-def kind_of(process: psutil.Process) -> str:
-    """What a process is in a Spark program: JVM, the daemon that forks Python workers, a worker, and what drives them.
-
-    Spark's Python side is known by its parents, whatever modules it runs: the daemon is the Python that the JVM
-    started, a worker the Python that the daemon did.
-    """
-    try:
-        command, name = process.cmdline(), process.name()
-        if name == "java":
-            return "JVM"
-        if "python" not in name and not any("python" in Path(word).name for word in command[:1]):
-            return "other"
-        parent = process.parent()
-        if parent is not None and parent.name() == "java":
-            # without a daemon (Windows, spark.python.use.daemon=false) the JVM starts workers itself
-            return "Python workers" if command[1:3] == ["-m", "pyspark.worker"] else "pyspark daemon"
-        above = parent.parent() if parent is not None else None
-        if above is not None and above.name() == "java":
-            return "Python workers"
-    except psutil.NoSuchProcess:
-        return "other"
-    said = " ".join(command)
-    for sign, kind in (
-        ("ipykernel", "notebook kernel"),
-        ("helpers.networks", "export of the graph"),
-        ("jupyter", "jupyter"),
-        ("nbconvert", "jupyter"),
-        ("papermill", "jupyter"),
-    ):
-        if sign in said:
-            return kind
-    return "driver and other Python"
-
-
-def sample(roots: Iterable[psutil.Process]) -> list[tuple[str, float]]:
-    """(kind, PSS in MiB) of the processes ``roots`` and all below them."""
-    family = []
-    for root in roots:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family += [root, *root.children(recursive=True)]
-    return [(kind_of(process), size) for process in family if (size := pss(process.pid))]
-
-
 def adopt_orphans() -> None:
     """Make this process the parent of descendants whose own parent ends, so that they stay in sight."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -124,7 +73,7 @@ def peak_of(command: Sequence[str], interval: float = INTERVAL, **how: object) -
     process = subprocess.Popen(list(command), **how)
     due = started
     while True:
-        seen = sample(set(me.children()) - others)
+        seen = memory_of(set(me.children()) - others)
         if sum(size for _, size in seen) > sum(size for _, size in largest):
             largest = seen
         samples += 1

@@ -1,0 +1,428 @@
+"""Networks trained here, on arrays in the driver's memory: what notebook 06 and its benchmark share.
+
+All other modules run networks that are finished; ``networks`` builds them and ``featurizer`` gives them to Spark. Here
+they learn, with Keras on TensorFlow: a small CNN of one's own (``small_cnn``), from nothing or pretrained on glyphs
+(``draw_glyphs``), and the last block of a large network (``last_block``). ``linear_probe`` is what they are measured
+against.
+
+Training amplifies the last bit of a sum, and sums differ with the number of threads. ``steady`` takes one thread and
+seeds everything, so that a run is the same on any number of cores.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from pyspark.sql import DataFrame
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from helpers.distort import distort
+from helpers.featurizer import pixels
+from helpers.networks import GREY_OF_RGB, Recipe, resolve_layers
+from helpers.numtadb import train_test_split
+
+if TYPE_CHECKING:
+    import keras
+
+SEED = 42
+SIDE = 32  # pixels, height and width of what small_cnn sees
+Split = tuple[np.ndarray, np.ndarray]  # row numbers of the training and of the test images
+
+
+def steady(seed: int = SEED) -> None:
+    """Make what Keras trains from here on repeatable: one thread, deterministic operations, seeds.
+
+    Call it once before TensorFlow computes anything, and again (any seed) before each training.
+
+    Raises:
+        RuntimeError: Keras runs on another backend, or TensorFlow has computed with several threads already.
+    """
+    import keras
+    import tensorflow as tf
+
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(f"Keras runs on {keras.backend.backend()}; set KERAS_BACKEND=tensorflow before importing it")
+    threads = tf.config.threading
+    if (threads.get_intra_op_parallelism_threads(), threads.get_inter_op_parallelism_threads()) != (1, 1):
+        try:
+            threads.set_intra_op_parallelism_threads(1)
+            threads.set_inter_op_parallelism_threads(1)
+        except RuntimeError:
+            raise RuntimeError(
+                "TensorFlow runs on several threads already; call steady() before anything else"
+            ) from None
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(seed)
+
+
+# -- arrays from Spark -----------------------------------------------------------------------------------------------
+
+
+def grey_arrays(digits: DataFrame, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Images as ``KerasImageTransformer`` with ``preprocess="unit"`` gives them to a model of one channel.
+
+    Args:
+        digits: frame with ``image``, ``label`` and ``path``; rows without an image are left out.
+        size: height and width in pixels.
+
+    Returns:
+        float32 (n, size, size, 1) in 0 to 1, int64 labels (n,) and paths, in order of path. One image at a time comes
+        to the driver.
+    """
+    found = []
+    for row in digits.where("image IS NOT NULL").select("path", "label", "image").toLocalIterator():
+        image = row.image
+        bgr = pixels(image.height, image.width, image.nChannels, image.data, size)
+        grey = bgr[..., ::-1].astype(np.float32) @ np.float32(GREY_OF_RGB)
+        found.append((row.path, row.label, grey[..., None] / np.float32(255)))
+    paths, labels, images = zip(*sorted(found, key=lambda item: item[0]), strict=True)
+    return np.stack(images), np.array(labels), list(paths)
+
+
+def feature_arrays(features: DataFrame, paths: Sequence[str]) -> np.ndarray:
+    """The column ``features`` as float32 (n, length), in the order of ``paths``."""
+    rows = {row.path: row.features for row in features.select("path", "features").collect()}
+    return np.stack([rows[path].toArray() for path in paths]).astype(np.float32)
+
+
+def split_rows(
+    digits: DataFrame, paths: Sequence[str], seeds: Sequence[int], test_fraction: float = 0.2
+) -> list[Split]:
+    """Row numbers (training, test) of ``train_test_split``'s stratified split for each seed."""
+    keys = digits.select("label", "path").cache()
+    splits = []
+    for seed in seeds:
+        _, test = train_test_split(keys, test_fraction, seed)
+        chosen = {row.path for row in test.select("path").collect()}
+        in_test = np.array([path in chosen for path in paths])
+        splits.append((np.flatnonzero(~in_test), np.flatnonzero(in_test)))
+    keys.unpersist()
+    return splits
+
+
+# -- a CNN of one's own ----------------------------------------------------------------------------------------------
+
+
+def small_cnn(classes: int, size: int = SIDE, width: int = 24) -> keras.Model:
+    """Three convolutions and a head: grey float32 (n, size, size, 1) to probabilities (n, classes).
+
+    It looks at each image's distance from its own mean grey, in units of its own deviation: light on dark and dark on
+    light are the same to it, and so are strong ink and faint.
+    """
+    import keras
+    from keras import layers
+
+    inputs = keras.Input((size, size, 1))
+    x = keras.ops.abs(layers.LayerNormalization(axis=(1, 2, 3), center=False, scale=False)(inputs))
+    for depth, side in enumerate((5, 3, 3)):
+        x = layers.Conv2D(width * 2**depth, side, strides=2, padding="same", use_bias=False)(x)
+        x = layers.Activation("relu")(layers.BatchNormalization(momentum=0.9)(x))
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax")(layers.GlobalMaxPooling2D()(x)))
+
+
+def with_new_head(model: keras.Model, classes: int) -> keras.Model:
+    """A copy of a model with another, fresh head: the same weights up to its last layer."""
+    import keras
+
+    copied = keras.models.clone_model(model)
+    copied.set_weights(model.get_weights())
+    return keras.Model(copied.input, keras.layers.Dense(classes, activation="softmax")(copied.layers[-1].input))
+
+
+def train(
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    steps: int,
+    learning_rate: float,
+    shift: int = 0,
+    seed: int = SEED,
+    batch: int = 32,
+) -> list[float]:
+    """Train a model in place by Adam, the learning rate falling to 0 along a cosine (I. Loshchilov, F. Hutter: "SGDR:
+    stochastic gradient descent with warm restarts", ICLR 2017, equation 5, one period).
+
+    A model that is trained again, with other weights or images, is not compiled again: that would cost a second and
+    some 20 MiB each time.
+
+    Args:
+        x: what the model takes, float32.
+        y: int labels.
+        steps: how often ``batch`` images are looked at and the weights changed.
+        learning_rate: at the first step.
+        shift: images are moved by up to so many pixels each time, the border repeated; 0 leaves them.
+        seed: of the order of images and the shifts.
+
+    Returns:
+        The loss of each step: the mean cross-entropy of its batch.
+    """
+    import keras
+
+    if model.compiled:
+        for variable in model.optimizer.variables:
+            variable.assign(keras.ops.zeros_like(variable))
+    else:
+        # Compiled for this machine's processor (jit_compile), sums would differ from one processor to the next.
+        model.compile(keras.optimizers.Adam(learning_rate), "sparse_categorical_crossentropy", jit_compile=False)
+    losses = []
+    for step, drawn in zip(range(steps), _batches(x, y, batch, shift, seed), strict=False):
+        model.optimizer.learning_rate = learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
+        losses.append(float(model.train_on_batch(*drawn)))
+    return losses
+
+
+def _batches(
+    x: np.ndarray, y: np.ndarray, batch: int, shift: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of one size, without end; every image comes once before any comes again."""
+    chance = np.random.default_rng(seed)
+    rows = np.empty(0, np.int64)
+    while True:
+        while len(rows) < batch:
+            rows = np.concatenate([rows, chance.permutation(len(x))])
+        now, rows = rows[:batch], rows[batch:]
+        images = x[now]
+        if shift:
+            padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
+            size = x.shape[1]
+            tops, lefts = chance.integers(0, 2 * shift + 1, (2, batch))
+            images = np.stack([p[t : t + size, s : s + size] for p, t, s in zip(padded, tops, lefts, strict=True)])
+        yield images, y[now]
+
+
+def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray) -> float:
+    """Share of right answers."""
+    return float((outputs(model, x).argmax(axis=1) == y).mean())
+
+
+def outputs(model: keras.Model, x: np.ndarray) -> np.ndarray:
+    """What a model gives for x, a hundred at a time."""
+    parts = [np.asarray(model(x[start : start + 100], training=False)) for start in range(0, len(x), 100)]
+    return np.concatenate(parts)
+
+
+def linear_probe(
+    features: np.ndarray, labels: np.ndarray, train_rows: np.ndarray, settings: Recipe
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logistic regression on frozen features, as Spark's with the recipe's penalty.
+
+    Features are standardised on the training rows; an L2 penalty of ``reg_param`` on the mean loss is
+    C = 1 / (n · reg_param) in scikit-learn.
+
+    Returns:
+        Kernel (features, classes) and bias (classes,) for the features as they are: the answer is the class with the
+        largest ``features @ kernel + bias``.
+    """
+    x = features[train_rows]
+    scaler = StandardScaler().fit(x)
+    model = LogisticRegression(C=1 / (len(x) * settings.reg_param), max_iter=settings.max_iter)
+    model.fit(scaler.transform(x), labels[train_rows])
+    kernel = model.coef_.T / scaler.scale_[:, None]
+    return kernel, model.intercept_ - scaler.mean_ @ kernel
+
+
+def probe_table(features: np.ndarray, labels: np.ndarray, splits: Sequence[Split], settings: Recipe) -> list[float]:
+    """Accuracy of ``linear_probe`` on the test rows of each split."""
+    found = []
+    for learn, test in splits:
+        kernel, bias = linear_probe(features, labels, learn, settings)
+        found.append(float(((features[test] @ kernel + bias).argmax(axis=1) == labels[test]).mean()))
+    return found
+
+
+def train_cnn(model: keras.Model, x: np.ndarray, y: np.ndarray, seed: int = SEED) -> list[float]:
+    """``train`` with the settings we use for ``small_cnn``: each image about 48 times, at least 200 steps."""
+    return train(model, x, y, max(200, 3 * len(x) // 2), 3e-3, shift=2, seed=seed)
+
+
+def cnn_table(
+    x: np.ndarray,
+    y: np.ndarray,
+    splits: Sequence[Split],
+    pretrained: keras.Model | None = None,
+) -> list[float]:
+    """Accuracy of ``small_cnn`` on the test rows of each split, trained on the training rows (``train_cnn``).
+
+    It starts from fresh weights, others for each split, or from ``pretrained`` with a fresh head.
+    """
+    import keras
+
+    classes = len(np.unique(y))
+    found = []
+    model = small_cnn(classes, x.shape[1])
+    for number, (learn, test) in enumerate(splits):
+        keras.utils.set_random_seed(number)
+        start = with_new_head(pretrained, classes) if pretrained else small_cnn(classes, x.shape[1])
+        model.set_weights(start.get_weights())
+        train_cnn(model, x[learn], y[learn], seed=number)
+        found.append(accuracy(model, x[test], y[test]))
+    return found
+
+
+# -- glyphs ----------------------------------------------------------------------------------------------------------
+
+# Beginnings of Unicode names. None of them is Bengali, and DejaVu has no Bengali glyph.
+GLYPHS = (
+    "ARABIC-INDIC DIGIT",
+    "ARMENIAN SMALL LETTER",
+    "CYRILLIC SMALL LETTER",
+    "DIGIT",
+    "GEORGIAN LETTER",
+    "GREEK SMALL LETTER",
+    "LAO DIGIT",
+    "LAO LETTER",
+    "NKO DIGIT",
+    "NKO LETTER",
+    "TIFINAGH LETTER",
+)
+PAGE = 64  # pixels, the side of a drawn glyph's page before it is made smaller
+
+
+def glyph_classes(each: int = 12) -> dict[str, list[Path]]:
+    """Letters and digits of DejaVu's fonts, which come with matplotlib: a character, and the font files that have it.
+
+    The first ``each`` of every beginning in ``GLYPHS``, in Unicode's order.
+    """
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    files = {file: set(FT2Font(str(file)).get_charmap()) for file in sorted(folder.glob("DejaVuSans*.ttf"))}
+    there = sorted(set().union(*files.values()))
+    chosen = []
+    for beginning in GLYPHS:
+        named = [code for code in there if unicodedata.name(chr(code), "").startswith(f"{beginning} ")]
+        chosen += [code for code in named if unicodedata.normalize("NFKD", chr(code)) == chr(code)][:each]
+    return {chr(code): [file for file, codes in files.items() if code in codes] for code in chosen}
+
+
+def draw_glyphs(
+    classes: dict[str, list[Path]], per_class: int, size: int = SIDE, seed: int = SEED
+) -> tuple[np.ndarray, np.ndarray]:
+    """Glyphs written by an unsteady hand: float32 (n, size, size, 1) in 0 to 1, and the number of each one's class.
+
+    Each is drawn with one of its fonts, a pen of chance width, at a chance place and size; then sheared, turned and
+    blurred (``helpers.distort``), and given paper and ink of any grey, a fifth of them light on dark.
+    """
+    chance = np.random.default_rng(seed)
+    images, labels = [], []
+    for number, (character, files) in enumerate(classes.items()):
+        for copy in range(per_class):
+            page = _written(character, files[chance.integers(len(files))], chance)
+            for name, most in (("shear", 0.5), ("rotation", 0.35), ("blur", 0.2)):
+                page = distort(page, name, most * chance.random(), f"{seed} {number} {copy}")
+            small = np.asarray(Image.fromarray(page).resize((size, size), Image.Resampling.BILINEAR), np.float32)
+            paper, ink = chance.uniform(0.55, 1), chance.uniform(0, 0.35)
+            if chance.random() < 0.2:
+                paper, ink = 0.0, 1.0
+            images.append(ink + (paper - ink) * small[..., None] / 255)
+            labels.append(number)
+    return np.stack(images).astype(np.float32), np.array(labels)
+
+
+def _written(character: str, file: Path, chance: np.random.Generator) -> np.ndarray:
+    """A character, black on white, uint8 (PAGE, PAGE): its longer side 0.4 to 0.9 of the page's."""
+    font = ImageFont.truetype(str(file), 2 * PAGE, layout_engine=ImageFont.Layout.BASIC)
+    left, top, right, bottom = font.getbbox(character)
+    glyph = Image.new("L", (right - left + 2, bottom - top + 2), 0)
+    ImageDraw.Draw(glyph).text((1 - left, 1 - top), character, 255, font)
+    # printed strokes are thicker than a pen's: taken off on either side, mostly
+    glyph = glyph.filter(ImageFilter.MinFilter(2 * int(chance.integers(0, 4)) + 1))
+    scale = chance.uniform(0.35, 0.9) * PAGE / max(glyph.size)
+    width, height = (max(2, round(side * scale)) for side in glyph.size)
+    x, y = (int(chance.integers(0, PAGE - side + 1)) for side in (width, height))
+    page = Image.new("L", (PAGE, PAGE), 0)
+    page.paste(glyph.resize((width, height), Image.Resampling.BOX), (x, y))
+    return 255 - np.asarray(page)
+
+
+def pretrained_cnn(copies: int = 40, steps: int = 1200) -> tuple[keras.Model, list[float], float]:
+    """``small_cnn`` trained to name glyphs, ``copies`` drawings of each class.
+
+    Returns:
+        The network; the loss of each step; the share of right names on another tenth as many drawings.
+    """
+    import keras
+
+    classes = glyph_classes()
+    keras.utils.set_random_seed(SEED)
+    model = small_cnn(len(classes))
+    losses = train(model, *draw_glyphs(classes, copies), steps, 3e-3, shift=2)
+    return model, losses, accuracy(model, *draw_glyphs(classes, max(1, copies // 10), seed=SEED + 1))
+
+
+# -- the last block of a large network -------------------------------------------------------------------------------
+
+
+def last_block(network: keras.Model, start: str) -> keras.Model:
+    """The part of a network behind the output of its layer ``start``, with its weights: map to map. A copy; the network
+    may go.
+
+    ``ValueError`` where there is no such layer, or a way around it.
+    """
+    import keras
+
+    (cut,) = resolve_layers(network, [start])
+    try:
+        block = keras.Model(cut, network.output)
+    except ValueError as problem:
+        raise ValueError(f"{network.name} cannot be cut behind {start!r}: there is a way around it") from problem
+    copied = keras.models.clone_model(block)
+    copied.set_weights(block.get_weights())
+    return copied
+
+
+def block_table(
+    block: keras.Model,
+    maps: np.ndarray,
+    labels: np.ndarray,
+    splits: Sequence[Split],
+    settings: Recipe,
+    steps: int = 30,
+    learning_rate: float = 1e-4,
+) -> pd.DataFrame:
+    """A block as it is against the same block trained on, split by split.
+
+    Its head is logistic regression on the block's averaged output (``linear_probe``), and then block and head are
+    trained together. So before the first step this *is* the model on frozen features, and what changes is the
+    training's doing. Normalisation keeps the statistics it has.
+
+    Args:
+        block: map to map (``last_block``); it has its weights back when this returns.
+        maps: its inputs, computed once: float32 (n, h, w, channels).
+        labels: of all maps, int (n,).
+        splits: rows to train on and to test on.
+        settings: whose penalty the logistic regression has.
+        steps, learning_rate: of ``train``.
+
+    Returns:
+        A row a split, with the accuracies on its test rows: ``frozen`` and ``tuned``.
+    """
+    import keras
+    from keras import layers
+
+    for layer in block.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.trainable = False
+    start = block.get_weights()
+    pooled = outputs(block, maps).mean(axis=(1, 2))
+    inputs = keras.Input(maps.shape[1:])
+    head = layers.Dense(len(np.unique(labels)), activation="softmax")
+    model = keras.Model(inputs, head(layers.GlobalAveragePooling2D()(block(inputs))))
+    found = []
+    for number, (learn, test) in enumerate(splits):
+        block.set_weights(start)
+        head.set_weights(linear_probe(pooled, labels, learn, settings))
+        frozen = accuracy(model, maps[test], labels[test])
+        train(model, maps[learn], labels[learn], steps, learning_rate, seed=number)
+        found.append({"frozen": frozen, "tuned": accuracy(model, maps[test], labels[test])})
+    block.set_weights(start)
+    return pd.DataFrame(found)

@@ -1,0 +1,252 @@
+"""Training on arrays: the same every time, fairly compared, and on what it says it is."""
+
+import os
+import subprocess
+import sys
+import unicodedata
+
+import numpy as np
+import pytest
+from conftest import image_frame, picture
+from pyspark.ml.functions import array_to_vector
+from pyspark.sql import functions as F
+
+from helpers import networks, training
+from helpers.featurizer import KerasImageTransformer
+from helpers.numtadb import train_test_split
+
+ONE_SENTENCE = r"^[^\n]+$"
+
+
+def blobs(n: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, 16, 16, 1) of a bright square on the left or on the right, with noise, and which."""
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(0, 0.3, (n, 16, 16, 1)).astype(np.float32)
+    y = np.arange(n) % 2
+    for image, label in zip(x, y, strict=True):
+        if label:
+            image[4:12, 4:12] += 0.6
+        else:
+            image[7:9, 2:14] += 0.6
+    return x, y
+
+
+@pytest.fixture(scope="module")
+def digits(spark):
+    frame = image_frame(spark, [picture(i, 20 + i, 30, (1, 3, 4)[i % 3]) for i in range(12)] + [None])
+    return frame.withColumn("label", (F.col("number") % 2).cast("int")).withColumn(
+        "path", F.concat(F.lit("z"), (100 - F.col("number")).cast("string"))
+    )
+
+
+# -- arrays from Spark -----------------------------------------------------------------------------------------------
+
+
+def test_the_arrays_are_what_the_stage_gives_a_model(spark, digits):
+    import keras
+
+    as_it_is = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+    stage = KerasImageTransformer(model=as_it_is, preprocess="unit")
+    rows = stage.transform(digits.where("image IS NOT NULL")).orderBy("path").collect()
+    x, y, paths = training.grey_arrays(digits, 8)
+    assert x.shape == (12, 8, 8, 1) and x.dtype == np.float32
+    assert paths == [row.path for row in rows] and y.tolist() == [row.label for row in rows]
+    assert np.allclose(x.reshape(12, -1), [row.predicted.toArray() for row in rows], atol=1e-6)
+
+
+def test_features_come_in_the_order_of_paths(digits):
+    features = digits.withColumn("features", array_to_vector(F.array(F.col("number").cast("double"))))
+    assert training.feature_arrays(features, ["z95", "z100", "z91"]).tolist() == [[5.0], [0.0], [9.0]]
+
+
+def test_the_splits_are_the_courses_own(digits):
+    _, _, paths = training.grey_arrays(digits, 8)
+    known = digits.where("image IS NOT NULL")
+    for seed, (learn, ask) in zip((3, 4), training.split_rows(known, paths, (3, 4), 0.5), strict=True):
+        assert sorted([*learn, *ask]) == list(range(12)) and len(ask) == 6
+        expected = {row.path for row in train_test_split(known, 0.5, seed)[1].collect()}
+        assert {paths[row] for row in ask} == expected
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+TRAINED = """
+import os, sys
+os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: int(sys.argv[1])]))
+import hashlib
+import numpy as np
+from helpers import training
+training.steady(1)
+rng = np.random.default_rng(0)
+x, y = rng.random((40, 16, 16, 1), dtype=np.float32), np.arange(40) % 3
+model = training.small_cnn(3, 16, 8)
+losses = training.train(model, x, y, 12, 3e-3, shift=2)
+print(hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest(), losses[-1])
+"""
+
+
+def script(text: str, *arguments: str) -> str:
+    """What a program prints; its last line on stderr where it fails."""
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow", "TF_ENABLE_ONEDNN_OPTS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", text, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    return done.stdout if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+
+
+def test_the_same_weights_to_the_last_bit_on_any_number_of_cores():
+    one, several = script(TRAINED, "1"), script(TRAINED, "16")
+    assert len(one.split()) == 2 and one == several
+
+
+def test_steady_comes_first():
+    late = "import tensorflow as tf\ntf.ones(3) + 1\nfrom helpers.training import steady\nsteady()"
+    assert (
+        script(late) == "RuntimeError: TensorFlow runs on several threads already; call steady() before anything else"
+    )
+    other = "import os\nos.environ['KERAS_BACKEND'] = 'openvino'\nfrom helpers.training import steady\nsteady()"
+    assert "Keras runs on openvino; set KERAS_BACKEND=tensorflow before importing it" in script(other)
+
+
+def test_training_learns_and_starts_over_from_the_weights_it_finds():
+    import keras
+
+    keras.utils.set_random_seed(1)
+    x, y = blobs()
+    model = training.small_cnn(2, 16, 8)
+    start = model.get_weights()
+    losses = training.train(model, x, y, 60, 3e-3, shift=1)
+    assert len(losses) == 60 and np.mean(losses[-10:]) < 0.5 * np.mean(losses[:10])
+    assert training.accuracy(model, *blobs(60, seed=1)) > 0.9
+    model.set_weights(start)
+    assert np.allclose(training.train(model, x, y, 60, 3e-3, shift=1)[:5], losses[:5], rtol=1e-3), "no moments are left"
+    model.set_weights(start)
+    assert not np.allclose(training.train(model, x, y, 60, 3e-3, shift=1, seed=2)[:5], losses[:5], rtol=1e-3)
+
+
+def test_every_image_comes_once_before_any_comes_again():
+    x = np.arange(10, dtype=np.float32)[:, None, None, None] * np.ones((1, 4, 4, 1), np.float32)
+    batches = training._batches(x, np.arange(10), 5, 1, 0)
+    for _ in range(3):
+        seen = [next(batches) for _ in range(2)]
+        assert sorted(np.concatenate([labels for _, labels in seen])) == list(range(10))
+        assert all((images == labels[:, None, None, None]).all() for images, labels in seen), "constant images stay"
+
+
+def test_a_shift_moves_images_and_repeats_their_border():
+    x = np.zeros((1, 5, 5, 1), np.float32)
+    x[0, 2, 2] = 1
+    x[0, :, 0] = 0.5
+    batches = training._batches(x, np.array([0]), 1, 1, 0)
+    places = set()
+    for _ in range(60):
+        image = next(batches)[0][0, :, :, 0]
+        ((row, column),) = np.argwhere(image == 1)
+        places.add((int(row), int(column)))
+        assert (image[:, 0] == 0.5).all() or column == 1
+    assert places == {(row, column) for row in (1, 2, 3) for column in (1, 2, 3)}
+
+
+def test_a_new_head_on_the_same_body():
+    x, _ = blobs(4)
+    model = training.small_cnn(7, 16, 8)
+    other = training.with_new_head(model, 3)
+    assert other.output_shape == (None, 3)
+    for old, new in zip(model.get_weights()[:-2], other.get_weights()[:-2], strict=True):
+        assert np.array_equal(old, new)
+    other.set_weights([weights + 1 for weights in other.get_weights()])
+    assert training.outputs(model, x).shape == (4, 7) and not np.array_equal(
+        model.get_weights()[0], other.get_weights()[0]
+    )
+
+
+def test_light_on_dark_is_dark_on_light():
+    x, _ = blobs(4)
+    model = training.small_cnn(3, 16, 8)
+    assert np.allclose(training.outputs(model, x), training.outputs(model, 0.2 + 0.5 * (1 - x)), atol=1e-3)
+
+
+def test_the_probe_is_sparks_logistic_regression(spark):
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    features = rng.normal(size=(90, 6)) * [1, 10, 0.1, 1, 1, 1] + labels[:, None] * [1, 0, 0.1, 0, 0, 1]
+    settings = networks.recipe("glyphs")
+    kernel, bias = training.linear_probe(features, labels, np.arange(60), settings)
+    rows = [(float(label), row.tolist()) for label, row in zip(labels[:60], features[:60], strict=True)]
+    frame = spark.createDataFrame(rows, "label double, row array<double>")
+    model = settings.classifier(tol=1e-10).fit(frame.withColumn("features", array_to_vector("row")))
+    ours, theirs = features @ kernel + bias, features @ model.coefficientMatrix.toArray().T + model.interceptVector
+    centred = [scores - scores.mean(axis=1, keepdims=True) for scores in (ours, theirs)]
+    # Spark divides by the sample's deviation (n - 1), scikit-learn by the population's (n)
+    assert np.abs(centred[0] - centred[1]).max() < 0.02 * np.abs(centred[1]).max()
+    (share,) = training.probe_table(features, labels, [(np.arange(60), np.arange(60, 90))], settings)
+    assert share == (ours[60:].argmax(axis=1) == labels[60:]).mean()
+
+
+# -- glyphs ----------------------------------------------------------------------------------------------------------
+
+
+def test_glyphs_of_many_scripts_and_none_of_them_bengali():
+    classes = training.glyph_classes(12)
+    assert len(classes) > 100 and all(classes.values())
+    names = [unicodedata.name(character) for character in classes]
+    assert not any(word in name for name in names for word in ("BENGALI", "TIRHUTA"))
+    for beginning in training.GLYPHS:
+        assert 1 <= sum(name.startswith(f"{beginning} ") for name in names) <= 12
+    assert {file.parent.name for files in classes.values() for file in files} == {"ttf"}, "matplotlib's own"
+
+
+def test_drawings_are_repeatable_and_differ():
+    classes = dict(list(training.glyph_classes(1).items())[:4])
+    images, labels = training.draw_glyphs(classes, 5, 16)
+    again, _ = training.draw_glyphs(classes, 5, 16)
+    assert images.shape == (20, 16, 16, 1) and images.dtype == np.float32 and np.array_equal(images, again)
+    assert labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
+    assert images.min() >= 0 and images.max() <= 1 and (images.std(axis=(1, 2, 3)) > 0.02).all(), "there is ink"
+    assert len(np.unique(images.reshape(20, -1), axis=0)) == 20
+    assert not np.array_equal(images, training.draw_glyphs(classes, 5, 16, seed=1)[0])
+
+
+# -- the last block --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network():
+    return networks.build_network("VGG16", "random", image_size=32)
+
+
+def test_the_block_is_the_end_of_the_network(network):
+    import keras
+
+    block = training.last_block(network, "block4_pool")
+    x = np.random.default_rng(0).normal(0, 50, (3, 32, 32, 3)).astype(np.float32)
+    maps = np.asarray(keras.Model(network.input, network.get_layer("block4_pool").output)(x))
+    assert np.allclose(training.outputs(block, maps), np.asarray(network(x)), rtol=1e-4, atol=1e-4)
+    block.set_weights([weights * 0 for weights in block.get_weights()])
+    assert np.asarray(network(x)).any(), "it is a copy"
+
+
+def test_blocks_that_cannot_be_cut(network):
+    with pytest.raises(ValueError, match="there is no layer 'block4_pol' in vgg16; did you mean block4_pool"):
+        training.last_block(network, "block4_pol")
+    inception = networks.build_network("InceptionV3", "random", image_size=75)
+    with pytest.raises(ValueError, match=ONE_SENTENCE) as told:
+        training.last_block(inception, "activation_85")
+    assert "cannot be cut behind 'activation_85': there is a way around it" in str(told.value)
+
+
+def test_tuning_starts_at_the_frozen_model_and_gives_the_block_back(network):
+    block = training.last_block(network, "block4_pool")
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    maps = rng.random((40, 2, 2, 512)).astype(np.float32)
+    maps[labels == 1, ..., :40] += 0.3
+    splits = [(np.arange(20), np.arange(20, 40)), (np.arange(20, 40), np.arange(20))]
+    settings = networks.recipe("glyphs")
+    start = block.get_weights()
+    untouched = training.block_table(block, maps, labels, splits, settings, steps=0)
+    pooled = training.outputs(block, maps).mean(axis=(1, 2))
+    assert untouched["frozen"].tolist() == training.probe_table(pooled, labels, splits, settings)
+    assert untouched["frozen"].equals(untouched["tuned"])
+    training.block_table(block, maps, labels, splits, settings, steps=3, learning_rate=1e-3)
+    assert all(np.array_equal(a, b) for a, b in zip(start, block.get_weights(), strict=True))
