@@ -1,4 +1,5 @@
-"""Form of the notebooks: run from top to bottom without a complaint, one skeleton, one parameters cell, short cells.
+"""Form of the notebooks: run from top to bottom without a complaint, one skeleton, one parameters cell, questions with
+answers, short cells.
 
 nbval compares stored outputs, but passes by a cell that was never executed; these tests refuse such cells.
 """
@@ -128,7 +129,25 @@ def parameter_problems(notebook: NotebookNode) -> list[str]:
     return [] if values == PARAMETERS else [f"its parameters are {values}"]
 
 
-CHECKS = [execution_problems, output_problems, kernel_problems, length_problems]
+def question_problems(notebook: NotebookNode) -> list[str]:
+    """One cell of three questions before the summary, each with its answer folded away."""
+    asking = [i for i, cell in enumerate(notebook.cells) if "questions" in tags(cell)]
+    if len(asking) != 1:
+        return [f"{len(asking)} cells are tagged questions"]
+    at = asking[0] + 1
+    if at == len(notebook.cells) or not notebook.cells[at].source.startswith("## Summary"):
+        return ["the questions do not stand before the summary"]
+    parts = re.split(r"^\*\*(\d)\. (.+)\*\*$", notebook.cells[at - 1].source, flags=re.MULTILINE)
+    if not parts[0].startswith("## Questions") or parts[1::3] != ["1", "2", "3"]:
+        return [f"under the heading Questions they are numbered {parts[1::3]}"]
+    # the blank lines let what is between be read as Markdown
+    folded = re.compile(r"\s*<details><summary>Answer</summary>\n\n(?P<answer>.+)\n\n</details>\s*", re.DOTALL)
+    answers = [folded.fullmatch(text) for text in parts[3::3]]
+    without = [n for n, a in zip(parts[1::3], answers, strict=True) if not a or "<details>" in a["answer"]]
+    return [f"question {n} has no answer that is folded away" for n in without]
+
+
+CHECKS = [execution_problems, output_problems, kernel_problems, length_problems, question_problems]
 LESSON_CHECKS = [skeleton_problems, parameter_problems]
 
 
@@ -155,9 +174,13 @@ def test_lesson(path: Path, check: Callable):
 
 def good_notebook() -> NotebookNode:
     parameters = "\n".join(f"{name} = {value!r}" for name, value in PARAMETERS.items())
+    asked = [f"**{n}. Why?**\n\n<details><summary>Answer</summary>\n\nSo.\n\n</details>\n" for n in (1, 2, 3)]
+    questions = "\n".join(["## Questions\n", *asked])
     body = [
         new_markdown_cell("# A lesson"),
-        *(new_markdown_cell(f"## {heading}") for heading in SKELETON),
+        *(new_markdown_cell(f"## {heading}") for heading in SKELETON[:2]),
+        new_markdown_cell(questions, metadata={"tags": ["questions"]}),
+        *(new_markdown_cell(f"## {heading}") for heading in SKELETON[2:]),
         new_code_cell(parameters, execution_count=1, metadata={"tags": ["parameters"]}),
         *(new_code_cell("1 + 1", execution_count=n) for n in range(2, 11)),
     ]
@@ -187,6 +210,10 @@ def attribute(index: int, name: str, value: Any) -> Callable[[NotebookNode], Non
     return lambda nb: nb.cells[index].update({name: value})
 
 
+def edit(index: int, old: str, new: str, count: int = -1) -> Callable[[NotebookNode], None]:
+    return lambda nb: nb.cells[index].update(source=nb.cells[index].source.replace(old, new, count))
+
+
 SPOILED: list[tuple[str, Callable, Callable[[NotebookNode], Any]]] = [
     ("never executed", execution_problems, attribute(-1, "execution_count", None)),
     ("executed twice", execution_problems, attribute(-1, "execution_count", 11)),
@@ -202,19 +229,26 @@ SPOILED: list[tuple[str, Callable, Callable[[NotebookNode], Any]]] = [
     ("too many long cells", length_problems, lines(1, 2)),
     ("no title", skeleton_problems, attribute(0, "source", "A lesson")),
     ("two titles", skeleton_problems, attribute(0, "source", "# A lesson\n\n# Another")),
-    ("missing heading", skeleton_problems, attribute(3, "source", "## In short")),
-    ("headings in another order", skeleton_problems, lambda nb: nb.cells.insert(1, nb.cells.pop(4))),
-    ("no parameters", parameter_problems, lambda nb: nb.cells[5].metadata.pop("tags")),
+    ("missing heading", skeleton_problems, attribute(4, "source", "## In short")),
+    ("headings in another order", skeleton_problems, lambda nb: nb.cells.insert(1, nb.cells.pop(5))),
+    ("no questions", question_problems, lambda nb: nb.cells.pop(3)),
+    ("questions twice", question_problems, lambda nb: nb.cells.insert(3, nb.cells[3])),
+    ("questions after the summary", question_problems, lambda nb: nb.cells.insert(4, nb.cells.pop(3))),
+    ("two questions", question_problems, edit(3, "**3. Why?**", "Why?")),
+    ("another heading", question_problems, edit(3, "## Questions", "## Quiz")),
+    ("an answer in the open", question_problems, edit(3, "<details><summary>Answer</summary>", "", 1)),
+    ("no answer", question_problems, edit(3, "So.\n\n", "", 1)),
+    ("no parameters", parameter_problems, lambda nb: nb.cells[6].metadata.pop("tags")),
     ("two parameters cells", parameter_problems, lambda nb: nb.cells[-1].metadata.update(tags=["parameters"])),
-    ("another value", parameter_problems, lambda nb: nb.cells[5].update(source=nb.cells[5].source.replace("50", "40"))),
-    ("code among them", parameter_problems, lambda nb: nb.cells[5].update(source=nb.cells[5].source + "\nprint(1)")),
+    ("another value", parameter_problems, edit(6, "50", "40")),
+    ("code among them", parameter_problems, edit(6, "PER_CLASS = 50", "PER_CLASS = 50\nprint(1)")),
 ]
 
 
 def test_the_checks_pass_a_good_notebook():
     notebook = good_notebook()
     nbformat.validate(notebook)
-    assert [check(notebook) for check in (*CHECKS, *LESSON_CHECKS)] == [[]] * 6
+    assert [check(notebook) for check in (*CHECKS, *LESSON_CHECKS)] == [[]] * 7
     lines(1)(notebook)
     assert length_problems(notebook) == [], "one cell of ten may be long"
 
