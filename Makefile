@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run data lab test further check clean distclean lock sample pretrain bench force
+.PHONY: help run data lab test further navigation check clean distclean lock sample pretrain bench force
 
 VENV := .venv
 comma := ,
@@ -23,7 +23,7 @@ endif
 
 help: ## list these commands
 	@echo "Usage: make COMMAND"
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 	@echo "make run takes DATA=<folder> WEIGHTS=glyphs|imagenet|random|<file> NETWORK=<name> LAYER=<name>[,<name>]"
 	@echo "         PER_CLASS=<n> IMAGE_SIZE=<px>; without them it runs on the sample and weights that ship with the course."
 
@@ -47,6 +47,9 @@ test: $(VENV)/.ready ## lint, then all tests and the notebooks' stored outputs
 
 further: $(VENV)/.ready ## the same comparison for the notebooks from 05 on
 	$(PY) -m pytest $(PYTEST_OPTIONS) $(FURTHER) $(NBVAL) --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+
+navigation: $(VENV)/.ready ## write previous, next, glossary words and contents into the notebooks
+	@$(PY) notebooks/site/navigation.py
 
 check: $(VENV)/.ready ## is this machine ready? each thing OK or the line to type
 	@$(PY) -m helpers.check

@@ -36,6 +36,14 @@ from helpers import networks
 
 HERE = Path(__file__).resolve().parent
 COURSE = ("01_load_numtadb", "02_inception_features", "03_logistic_regression", "04_evaluate")
+# nbconvert's own page, which has no alternative text for pictures; here it is taken from the cell's metadata.
+PAGE = """\
+{%- extends 'lab/index.html.j2' -%}
+{%- block data_png -%}
+{%- set alt = cell.metadata.get('mystnb', {}).get('image', {}).get('alt') -%}
+{{ super() | replace('<img', '<img alt="' ~ (alt | escape_html) ~ '"', 1) if alt else super() }}
+{%- endblock -%}
+"""
 SHOWN_AS = {"f1": "F1", "roc_auc": "ROC AUC"}  # other keys of results.json: the underscores become spaces
 
 
@@ -237,8 +245,13 @@ class Progress:
 
 
 def reading_copy(notebook: NotebookNode, name: str, folder: Path) -> str:
-    """The notebook as one HTML page with its pictures inside; links to other notebooks lead to their pages."""
-    exporter = HTMLExporter(embed_images=True)
+    """The notebook as one HTML page with its pictures inside; links to other notebooks lead to their pages.
+
+    Navigation is left out, since it leads to what has no page here. Pictures get the alternative text of their cell.
+    """
+    cells = [cell for cell in notebook.cells if "navigation" not in cell.metadata.get("tags", [])]
+    exporter = HTMLExporter(embed_images=True, raw_template=PAGE)
+    notebook = nbformat.from_dict({**notebook, "cells": cells})
     page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name, "path": str(folder)}})
     return re.sub(r'href="(0\d_\w+)\.ipynb', r'href="\1.html', page)
 

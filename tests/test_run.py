@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "notebooks" / "run.py"
@@ -226,6 +226,16 @@ def test_links_between_notebooks_lead_to_the_reading_copies(tmp_path):
     notebook = new_notebook(cells=[new_markdown_cell("[next](02_inception_features.ipynb#layers) [file](run.py)")])
     page = run.reading_copy(notebook, "01_load_numtadb", tmp_path)
     assert 'href="02_inception_features.html#layers"' in page and 'href="run.py"' in page
+
+
+def test_the_reading_copy_describes_its_pictures_and_leaves_out_the_navigation(tmp_path):
+    picture = new_output("display_data", data={"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"})
+    cell = new_code_cell("draw()", outputs=[picture], metadata={"mystnb": {"image": {"alt": 'A "row" of digits'}}})
+    line = new_markdown_cell("[Contents](index.md)", metadata={"tags": ["navigation"]})
+    notebook = new_notebook(cells=[cell, line])
+    page = run.reading_copy(notebook, "01_load_numtadb", tmp_path)
+    assert """<img alt='A "row" of digits'""" in page and "index.md" not in page
+    assert len(notebook.cells) == 2, "the notebook itself has changed"
 
 
 def test_help_runs_as_a_program():
