@@ -689,6 +689,7 @@ def loss_curve(
     if not histories or not all(len(history) for history in histories.values()):
         raise ValueError("loss_curve: a history is empty; give each run's objectiveHistory.")
     fig, ax = plt.subplots(figsize=(8, 4), layout="constrained")
+    counted = xlabel == "iteration"  # other histories count parts of a training
     for number, (name, history) in enumerate(histories.items()):
         steps = len(history) - 1
         ax.plot(
@@ -698,7 +699,8 @@ def loss_curve(
             markersize=5,
             # About a dozen markers a line, or they hide it, and one at its end.
             markevery=sorted({*range(0, steps, max(1, steps // 12)), steps}),
-            label=f"{name}: {history[-1]:.4g} after {steps} iteration{'' if steps == 1 else 's'}",
+            label=f"{name}: {history[-1]:.4g} "
+            + (f"after {steps} {xlabel}{'s' * (steps != 1)}" if counted else "at the end"),
         )
     if log:
         ax.set_yscale("log")

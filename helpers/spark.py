@@ -60,7 +60,10 @@ appender.stderr.layout.pattern = %d{HH:mm:ss} %p %c{1}: %m%n%ex
 
 
 # The collector that keeps to the memory in use: the default one takes whatever the heap allows.
-_FRUGAL = "-XX:+UseSerialGC -XX:MaxNewSize=128m -XX:MinHeapFreeRatio=10 -XX:MaxHeapFreeRatio=30"
+_FRUGAL = (
+    "-XX:+UseSerialGC -XX:MaxNewSize=128m -XX:MinHeapFreeRatio=10 -XX:MaxHeapFreeRatio=30 "
+    "-XX:SoftRefLRUPolicyMSPerMB=20"  # values of broadcasts, which would stay for a second a free megabyte
+)
 
 
 class JavaMissing(RuntimeError):
@@ -188,6 +191,13 @@ def local_settings(cores: int, memory: int) -> dict[str, str]:
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.enabled": "false",
+        # what no interface shows need not be kept
+        "spark.ui.retainedJobs": "50",
+        "spark.ui.retainedStages": "50",
+        "spark.ui.retainedTasks": "500",
+        "spark.sql.ui.retainedExecutions": "20",
+        # every sort, hash table and aggregate takes at least a page, up to 64 MiB unless told
+        "spark.buffer.pageSize": "2m",
         # a few tasks a core: small enough for an even end, large enough that starting them costs nothing
         "spark.sql.leafNodeDefaultParallelism": str(4 * cores),
         "spark.sql.shuffle.partitions": str(2 * cores),
