@@ -179,12 +179,12 @@ def available_memory() -> int:
 def local_settings(cores: int, memory: int) -> dict[str, str]:
     """Spark's settings on one machine of ``cores`` cores and ``memory`` MiB.
 
-    The heap is a sixteenth of the memory, within 512 MiB and 4 GiB: images and networks live in the Python workers, one
+    The heap is a thirty-second part of the memory, within 512 MiB and 4 GiB: images and networks live in the Python workers, one
     a core.
     """
     return {
         "spark.master": f"local[{cores}]",
-        "spark.driver.memory": f"{min(max(memory // 16, 512), 4096)}m",
+        "spark.driver.memory": f"{min(max(memory // 32, 512), 4096)}m",
         "spark.driver.extraJavaOptions": _FRUGAL,
         "spark.python.daemon.module": "helpers.spark",
         "spark.executorEnv.PYTHONPATH": str(Path(__file__).parent.parent),
@@ -198,6 +198,7 @@ def local_settings(cores: int, memory: int) -> dict[str, str]:
         "spark.sql.ui.retainedExecutions": "20",
         # every sort, hash table and aggregate takes at least a page, up to 64 MiB unless told
         "spark.buffer.pageSize": "2m",
+        "spark.sql.codegen.cache.maxEntries": "100",
         # a few tasks a core: small enough for an even end, large enough that starting them costs nothing
         "spark.sql.leafNodeDefaultParallelism": str(4 * cores),
         "spark.sql.shuffle.partitions": str(2 * cores),
@@ -640,6 +641,21 @@ class StandaloneCluster:
 
 
 # -- in the worker -----------------------------------------------------------------------------------------------------
+
+
+def forget_finished_jobs(spark: SparkSession) -> None:
+    """Let go of jobs that Spark 4.3 keeps although they are done: those of fits that CrossValidator or
+    TrainValidationSplit ran side by side (``parallelism``), a gradient of the model's size each.
+
+    A search of some hundred fits fills a heap with them. Nothing happens while a job runs, nor where Spark's scheduler
+    keeps no such list.
+    """
+    from py4j.protocol import Py4JError
+
+    if not spark.sparkContext.statusTracker().getActiveJobsIds():
+        with contextlib.suppress(Py4JError):  # another version of Spark
+            spark.sparkContext._jsc.sc().dagScheduler().activeQueryToJobs().entrySet().clear()
+
 
 # What every worker imports; not OpenVINO, whose import starts a thread, which a fork would lose.
 _PRELOADED = ("numpy", "pandas", "pyarrow", "PIL.Image", "pyspark.ml.functions", "pyspark.worker")

@@ -12,6 +12,7 @@ from pyspark.ml.tuning import CrossValidator, ParamGridBuilder, TrainValidationS
 from pyspark.sql import functions as F
 
 from helpers.networks import Recipe
+from helpers.spark import forget_finished_jobs
 from helpers.tuning import feature_columns, search_table
 
 VGG = Recipe("", "VGG16", "random", ("block2_pool",), "avg", 32, 5, 0.1, 0.0)
@@ -71,6 +72,10 @@ def test_a_search_as_a_table(spark):
     evaluator = MulticlassClassificationEvaluator(metricName="logLoss")
     search = {"estimator": classifier, "estimatorParamMaps": grid.build(), "evaluator": evaluator}
     model = CrossValidator(**search, numFolds=3, foldCol="fold", parallelism=2).fit(frame)
+    kept = spark.sparkContext._jsc.sc().dagScheduler().activeQueryToJobs()
+    assert kept.size() > 0, "Spark forgets finished jobs by itself now: forget_finished_jobs can go"
+    forget_finished_jobs(spark)
+    assert kept.size() == 0
     table = search_table(model)
     assert list(table) == ["regParam", "elasticNetParam", "score", "spread"]
     assert table["regParam"].tolist() == [0.01, 0.01, 10.0, 10.0]
