@@ -179,8 +179,8 @@ def available_memory() -> int:
 def local_settings(cores: int, memory: int) -> dict[str, str]:
     """Spark's settings on one machine of ``cores`` cores and ``memory`` MiB.
 
-    The heap is a thirty-second part of the memory, within 512 MiB and 4 GiB: images and networks live in the Python workers, one
-    a core.
+    The heap is a thirty-second part of the memory, within 512 MiB and 4 GiB: images and networks live in the Python
+    workers, one a core.
     """
     return {
         "spark.master": f"local[{cores}]",
