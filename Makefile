@@ -2,13 +2,14 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run data lab test further navigation check clean distclean lock sample pretrain bench force
+.PHONY: help run data lab test further exercises solutions navigation check clean distclean lock sample pretrain bench force
 
 VENV := .venv
 comma := ,
 PY := $(VENV)/bin/python
 NOTEBOOKS := $(sort $(wildcard notebooks/0[0-4]*.ipynb))
 FURTHER := $(sort $(wildcard notebooks/0[5-9]*.ipynb))
+SOLUTIONS := $(sort $(wildcard notebooks/solutions/*.ipynb))
 
 # TensorFlow's C++ side logs to stderr, where no Python setting reaches it.
 export TF_CPP_MIN_LOG_LEVEL := 3
@@ -47,6 +48,12 @@ test: $(VENV)/.ready ## lint, then all tests and the notebooks' stored outputs
 
 further: $(VENV)/.ready ## the same comparison for the notebooks from 05 on
 	$(PY) -m pytest $(PYTEST_OPTIONS) $(FURTHER) $(NBVAL) --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+
+exercises: $(VENV)/.ready ## make notebooks/exercises from notebooks/solutions
+	@$(PY) notebooks/make_exercises.py
+
+solutions: $(VENV)/.ready ## the same comparison for the exercises' solutions
+	$(PY) -m pytest $(PYTEST_OPTIONS) $(SOLUTIONS) $(NBVAL) --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 navigation: $(VENV)/.ready ## write previous, next, glossary words and contents into the notebooks
 	@$(PY) notebooks/site/navigation.py

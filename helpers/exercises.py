@@ -18,24 +18,30 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from PIL import Image
+from pyspark.errors import AnalysisException
 from pyspark.ml import Pipeline, PipelineModel, Transformer
 from pyspark.ml.classification import LogisticRegressionModel
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame, Row, SparkSession
+from pyspark.sql import functions as F
 from scipy.special import softmax
 from scipy.stats import binomtest, hypergeom
 from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
 
 from helpers.evaluation import Evaluation, Reliability, evaluate
-from helpers.featurizer import DeepImageFeaturizer, pixels
+from helpers.featurizer import DeepImageFeaturizer, KerasImageTransformer, pixels
 from helpers.networks import NETWORKS, build_network, recipe
 from helpers.numtadb import IMAGE_TYPE, SAMPLE, image_struct, list_digits, read_digits, train_test_split
 from helpers.spark import start_spark
+
+if TYPE_CHECKING:
+    import keras
 
 WIDTH = 110  # characters of a line of a verdict
 
@@ -783,6 +789,134 @@ def cautious(function: Callable[[pd.DataFrame, int], Any]) -> str:
     )
 
 
+# -- 06 Your own Keras model -------------------------------------------------------------------------------------------
+
+
+@_judged
+def wrong_scale(guess: Mapping[str, str], model: keras.Model, test: DataFrame) -> str:
+    """Which way a model's figures go when it learned from pixels of 0 to 1 and is fed 0 to 255."""
+
+    def measure(preprocess: str) -> dict[str, float]:
+        stage = KerasImageTransformer(model=model, preprocess=preprocess, outputCol="p", errorCol="why")
+        rows = stage.transform(test).select("label", "p", "why").collect()
+        p = np.stack([row.p.toArray() for row in rows if row.p is not None])
+        right = [row.label == row.p.argmax() for row in rows if row.p is not None]
+        return {
+            "accuracy": float(np.mean(right)),
+            "mean probability of the answer": float(p.max(axis=1).mean()),
+            "images with an error": float(sum(row.why is not None for row in rows)),
+        }
+
+    before, after = measure("unit"), measure("none")
+    _directions(guess, before, after, same=0.03)
+    accuracy, sure = "accuracy", "mean probability of the answer"
+    return (
+        f"Fed 0 to 255, the same weights get {after[accuracy]:.2f} right in place of {before[accuracy]:.2f}, with a "
+        f"mean probability of {after[sure]:.2f} in place of {before[sure]:.2f}. No error, no warning, only certainty. "
+        "Write down how a model's pixels were scaled, where nobody can lose it."
+    )
+
+
+@_judged
+def scaling_inside(function: Callable[[keras.Model], keras.Model]) -> str:
+    """``function(model)``: a Keras model of pixels 0 to 255 that gives what ``model`` gives for them over 255."""
+    import keras
+
+    chance = np.random.default_rng(8)
+    inputs = keras.Input((6, 6, 1))
+    inner = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(keras.layers.Flatten()(inputs)))
+    # small weights, so that pixels of 0 to 255 do not drive the softmax to 0 and 1, where all wrong scales look alike
+    weights = [chance.normal(0, 0.005, values.shape) for values in inner.get_weights()]
+    inner.set_weights(weights)
+    x = chance.integers(0, 256, (20, 6, 6, 1)).astype(np.float32)
+    made = _call(function, inner)
+    if not isinstance(made, keras.Model):
+        raise Fault(f"give a Keras model back, keras.Model(inputs, outputs), not {type(made).__name__}.")
+    if made.input_shape != inner.input_shape:
+        raise Fault(
+            f"your model takes {made.input_shape}; it is to take what the first one takes, {inner.input_shape}."
+        )
+    if not all(map(_is, inner.get_weights(), weights)):
+        raise Fault("you changed the weights of the model that was given; leave it, and put a layer in front of it.")
+
+    def given(scaled: np.ndarray) -> np.ndarray:
+        return np.asarray(inner(scaled))
+
+    got = np.asarray(made(x))
+    if not _is(got, given(x / 255), 1e-4):
+        usual = {
+            "the pixels reach the model as they are, 0 to 255; divide them by 255 first": given(x),
+            "you multiply the pixels by 255; Rescaling takes what to multiply with, 1 / 255": given(x * 255),
+            "you scale to −1 … 1; this model learned from 0 … 1": given(x / 127.5 - 1),
+            "the pixels are divided by 255 twice": given(x / 255**2),
+        }
+        if got.shape == usual[next(iter(usual))].shape:
+            _name_mistake(got, usual, 1e-4)
+        raise Fault("on random pixels your model does not give what the first one gives for the same pixels over 255.")
+    rows = [(tuple(_image_row(array)),) for array in _images().values()]
+    frame = _spark().createDataFrame(rows, f"image {IMAGE_TYPE.simpleString()}")
+
+    def as_stage(model: keras.Model, preprocess: str) -> np.ndarray:
+        stage = KerasImageTransformer(model=model, preprocess=preprocess, outputCol="p")
+        return np.stack([row.p.toArray() for row in stage.transform(frame).collect()])
+
+    outside = as_stage(inner, "unit")
+    try:
+        inside = as_stage(made, "none")
+    except ValueError as problem:
+        raise Fault(f"as a stage your model is refused: {problem}") from None
+    if not _is(inside, outside, 1e-4):
+        raise Fault('as a stage with preprocess="none" your model gives something else than in Keras.')
+    return (
+        'With preprocess="none" it gives as a stage what the first gives with "unit". Now the scale travels inside the '
+        "file, and nobody has to remember it."
+    )
+
+
+@_judged
+def confusions(query: str) -> str:
+    """SQL over the view ``digits`` with the function ``digit(image)``: ``label``, ``read_as`` and ``images`` of each
+    kind of error, most frequent first.
+    """
+    spark = _spark()
+    if not isinstance(query, str):
+        raise Fault(f"give the query as a text, not {type(query).__name__}.")
+    try:
+        found = spark.sql(query)
+        rows = [tuple(row) for row in found.collect()]
+    except AnalysisException as problem:
+        raise Fault(f"Spark does not take the query: {str(problem).splitlines()[0]}") from None
+    if found.columns != ["label", "read_as", "images"]:
+        raise Fault(f"its columns are {', '.join(found.columns)}; wanted are label, read_as and images, in this order.")
+    answers = [tuple(row) for row in spark.sql("SELECT label, digit(image) AS read_as FROM digits").collect()]
+    rows = [(int(label), None if read is None else int(read), images) for label, read, images in rows]
+    usable = [(label, int(read)) for label, read in answers if read is not None]
+    wanted = Counter(pair for pair in usable if pair[0] != pair[1])
+    counted = {(label, read): images for label, read, images in rows}
+    if any(label == read for label, read in counted):
+        raise Fault("right answers are among them; keep the rows WHERE digit(image) is not the label.")
+    if any(read is None for _, read in counted):
+        raise Fault("images that could not be read, NULL, are among them; nothing was read there, rightly or wrongly.")
+    if counted == {(read, label): images for (label, read), images in wanted.items()} != wanted:
+        raise Fault("label and read_as are exchanged; label is what the digit is, read_as what the function says.")
+    if len(rows) < len(wanted) and set(counted.items()) <= set(wanted.items()):
+        raise Fault(f"{len(rows)} kinds of error came back and there are {len(wanted)}; leave out LIMIT and HAVING.")
+    if len(rows) > len(counted):
+        raise Fault("a kind of error stands in several rows; GROUP BY label and what was read, by nothing else.")
+    if counted != wanted:
+        raise Fault(
+            f"your rows count {sum(counted.values())} errors of {len(counted)} kinds; {len(usable)} images were read, "
+            f"{sum(wanted.values())} of them wrongly, in {len(wanted)} kinds."
+        )
+    if (numbers := [images for *_, images in rows]) != sorted(numbers, reverse=True):
+        raise Fault("the most frequent error is not the first row; ORDER BY images DESC.")
+    most = max(wanted.values(), default=0)
+    return (
+        f"{sum(wanted.values())} of {len(usable)} images are read wrongly, in {len(wanted)} kinds of error; the most "
+        f"frequent happens {most} times. Nobody who asks such questions needs Python, once a model is registered."
+    )
+
+
 # -- 07 Harder digits --------------------------------------------------------------------------------------------------
 
 
@@ -893,3 +1027,183 @@ def _look_at_error(got: float, confidence: np.ndarray, right: np.ndarray, steps:
             f"you get {got:.4f}; the sum over the steps of (images / all images) · |accuracy − mean confidence| is "
             f"{steps.error:.4f}. The steps are 0–0.1, 0.1–0.2 and so on."
         )
+
+
+# -- 08 Laptop to cluster ----------------------------------------------------------------------------------------------
+
+
+@_judged
+def pieces_of_work(
+    guess: Mapping[str, int],
+    images: int = 500,
+    partitions: int = 4,
+    arrow_batch: int = 50,
+    batch_size: int = 32,
+    cores: int = 3,
+) -> str:
+    """Tasks, rounds of the cores, Arrow batches and runs of the network of a frame, by a run of such a frame."""
+    spark = _spark()
+
+    def note(ids: pa.Array) -> pa.Array:
+        from pyspark import TaskContext
+
+        return pa.array([f"{TaskContext.get().partitionId()} {ids[0].as_py()} {len(ids)}"] * len(ids))
+
+    setting = "spark.sql.execution.arrow.maxRecordsPerBatch"
+    before = spark.conf.get(setting)
+    spark.conf.set(setting, str(arrow_batch))
+    try:
+        noted = spark.range(images, numPartitions=partitions).select(F.arrow_udf(note, "string")("id").alias("seen"))
+        seen = {tuple(map(int, row.seen.split())) for row in noted.collect()}
+    finally:
+        spark.conf.set(setting, before)
+    tasks = len({partition for partition, *_ in seen})
+    sizes = [size for partition, _, size in seen if partition == 0]
+    figures = {
+        "tasks": tasks,
+        "rounds of the cores": -(-tasks // cores),
+        "Arrow batches of a task": len(sizes),
+        "runs of the network in a task": sum(-(-size // batch_size) for size in sizes),
+    }
+    _need(guess, figures)
+    got = {name: _number(guess[name], name) for name in figures}
+    why = {
+        "tasks": "a partition becomes one task, however many cores there are",
+        "rounds of the cores": f"a core has one task at a time, so {cores} cores begin with {cores} of {tasks} tasks, "
+        "and one that is left is a round of its own",
+        "Arrow batches of a task": f"a task has {sum(sizes)} images, and they go to Python {arrow_batch} at a time; "
+        "what is left is a batch, too",
+        "runs of the network in a task": f"the network takes up to {batch_size} images of one Arrow batch, and never "
+        "waits for the next one to fill up",
+    }
+    for name, figure in figures.items():
+        if got[name] != figure:
+            raise Fault(f"{name}: you said {got[name]:g}; {why[name]}.")
+    return (
+        f"So it came when {images} rows were run in {partitions} partitions: Arrow batches of "
+        f"{', '.join(str(size) for size in sorted(sizes, reverse=True))}. In the second round "
+        f"{partitions - cores} of {cores} cores is busy and the others wait; with more and smaller partitions the end "
+        "is more even."
+    )
+
+
+@_judged
+def bill(function: Callable[[int, float, int, int, float], tuple[float, float]]) -> str:
+    """``function(images, rate, measured_on, cores, start)``: hours and core-hours on ``cores`` cores, by ``rate``
+    images per second measured on ``measured_on`` cores; ``start`` seconds of starting do not shrink, and are paid for.
+    """
+
+    def right(images: int, rate: float, measured_on: int, cores: int, start: float) -> tuple[float, float]:
+        hours = (start + images / (rate / measured_on * cores)) / 3600
+        return hours, hours * cores
+
+    case = (90_000, 25.0, 2, 16, 120.0)
+    images, rate, measured_on, cores, start = case
+    hours, paid = right(*case)
+    work = images / (rate / measured_on * cores)
+    usual = {
+        "that is in seconds; give hours": hours * 3600,
+        "that is in minutes; give hours": hours * 60,
+        f"you take the rate for one core's; it was measured on {measured_on} together": (
+            (start + images / (rate * cores)) / 3600
+        ),
+        "you take the rate as it was measured; with other cores it is another one": (start + images / rate) / 3600,
+        "the seconds of starting are missing": work / 3600,
+        "you divide the seconds of starting by the cores; all of them wait until everything is started": (
+            (start / cores + work) / 3600
+        ),
+    }
+    for now in (case, (5_000, 400.0, 8, 4, 30.0), (1_000, 12.5, 1, 64, 0.0)):
+        answer = _call(function, *now)
+        if not isinstance(answer, tuple | list) or len(answer) != 2:
+            raise Fault("give two things back, return hours, core_hours.")
+        got = [_number(value, what) for value, what in zip(answer, ("hours", "core-hours"), strict=True)]
+        wanted = right(*now)
+        if not _is(got[0], wanted[0]):
+            if now == case:
+                _name_mistake(got[0], usual)
+            raise Fault(f"{now} gives {got[0]:.4f} hours; it is {wanted[0]:.4f}.")
+        if not _is(got[1], wanted[1], 1e-4):
+            if now == case:
+                names = {
+                    "core-hours: somebody pays for each of the cores, so multiply the hours by them": hours,
+                    "core-hours: you pay for the work only; the cores cost while they start, too": work * cores / 3600,
+                    "core-hours: you take the cores on which was measured; the bill is for those that run": (
+                        hours * measured_on
+                    ),
+                }
+                _name_mistake(got[1], names, 1e-4)
+            raise Fault(f"{now} gives {got[1]:.4f} core-hours; it is {wanted[1]:.4f}.")
+    alone, many = right(images, rate, measured_on, 1, start), right(images, rate, measured_on, 1024, start)
+    return (
+        f"{images:,} images at {rate:g} a second on {measured_on} cores: {alone[1]:.1f} core-hours on one core, "
+        f"{paid:.1f} on {cores}, {many[1]:.1f} on 1024. What does not shrink is paid for on every core, so the fastest "
+        "cluster is not the cheapest."
+    )
+
+
+@_judged
+def lost_partitions(function: Callable[[pd.DataFrame, str, float], Any]) -> str:
+    """``function(tasks, executor, at)``: sorted numbers of the partitions that an executor which dies after ``at``
+    seconds had begun and not finished. ``tasks`` has ``partition``, ``executor``, ``start`` and ``end``, seconds
+    of an undisturbed run.
+    """
+
+    def running(tasks: pd.DataFrame, executor: str, at: float) -> pd.Series:
+        return (tasks["executor"] == executor) & (tasks["start"] <= at) & (at < tasks["end"])
+
+    usual: dict[str, Callable[[pd.DataFrame, str, float], pd.Series]] = {
+        "you name all that the executor ever had; what it finished has been handed in and written, and what it had not "
+        "begun, others begin": lambda t, e, at: t["executor"] == e,
+        "partitions that it had finished are among them; their features are handed in and written": (
+            lambda t, e, at: (t["executor"] == e) & (t["start"] <= at)
+        ),
+        "partitions that it had not begun are among them; there is no work of theirs to lose": (
+            lambda t, e, at: (t["executor"] == e) & (t["end"] > at)
+        ),
+        "you name what it had finished, which is safe": lambda t, e, at: (t["executor"] == e) & (t["end"] <= at),
+        "you name what the other executors were at; they go on": (
+            lambda t, e, at: (t["executor"] != e) & (t["start"] <= at) & (at < t["end"])
+        ),
+        "you name what all executors were at; only one has died": lambda t, e, at: (t["start"] <= at) & (at < t["end"]),
+    }
+    chance = np.random.default_rng(9)
+    cases = []
+    for _ in range(20):
+        cases.append((_made_up_tasks(chance), str(chance.integers(0, 3)), round(float(chance.uniform(2, 12)), 2)))
+    got = [_call(function, tasks.copy(), executor, at) for tasks, executor, at in cases]
+    for answer in got:
+        if np.ndim(answer) != 1:
+            raise Fault(f"give the partitions' numbers back as a list, sorted, not {answer!r}.")
+    got = [list(answer) for answer in got]
+
+    def named(rule: Callable[[pd.DataFrame, str, float], pd.Series]) -> list[list[int]]:
+        return [sorted(case[0].loc[rule(*case), "partition"].tolist()) for case in cases]
+
+    if got != (wanted := named(running)):
+        for mistake, rule in usual.items():
+            if [sorted(answer) for answer in got] == named(rule):
+                raise Fault(f"{mistake}.")
+        if [sorted(answer) for answer in got] == wanted:
+            raise Fault("the right partitions, but not in order; sort them.")
+        wrong = sum(one != other for one, other in zip(got, wanted, strict=True))
+        raise Fault(f"in {wrong} of {len(cases)} made-up runs other partitions are lost; look who ran what, and when.")
+    most, partitions = max(map(len, wanted)), len(cases[0][0])
+    return (
+        f"In {len(cases)} made-up runs of {partitions} partitions at most {most} are lost, one for each core of "
+        "the dead executor. They are computed again, the same bits, since a task depends on its partition alone."
+    )
+
+
+def _made_up_tasks(chance: np.random.Generator, executors: int = 3, cores: int = 2, each: int = 4) -> pd.DataFrame:
+    """Tasks of executors whose cores take partitions one after the other, a pause between."""
+    rows = []
+    for executor, _ in product(range(executors), range(cores)):
+        now = 0.0
+        for _ in range(each):
+            start = now + chance.uniform(0.05, 0.5)
+            now = start + chance.uniform(1.5, 4)
+            rows.append((str(executor), round(start, 2), round(now, 2)))
+    table = pd.DataFrame(rows, columns=["executor", "start", "end"])
+    table.insert(0, "partition", chance.permutation(len(table)))
+    return table.sort_values("start", ignore_index=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import nbformat
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import FAST, image_frame, picture
 from nbformat import NotebookNode
@@ -16,17 +17,18 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 from pyspark.ml import Pipeline, Transformer
 from pyspark.ml.classification import LogisticRegression
-from pyspark.ml.functions import array_to_vector
+from pyspark.ml.functions import array_to_vector, vector_to_array
 from pyspark.ml.linalg import Vectors
-from pyspark.sql import Window
+from pyspark.sql import Row, Window
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_type
 from scipy.special import softmax
 from scipy.stats import binomtest
 
 from helpers import exercises as check
 from helpers.evaluation import evaluate
-from helpers.featurizer import DeepImageFeaturizer, pixels
-from helpers.numtadb import assign_folds, train_test_split
+from helpers.featurizer import DeepImageFeaturizer, KerasImageTransformer, pixels, run_network
+from helpers.numtadb import IMAGE_TYPE, assign_folds, image_struct, read_digits, train_test_split
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
@@ -491,6 +493,127 @@ def test_cautious(function, said):
     fails(check.cautious(function), said)
 
 
+# -- 06 ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pixel_model():
+    """A layer of ten outputs on grey pixels: random weights, and no bias, so that the pixels' scale moves no answer."""
+    import keras
+
+    inputs = keras.Input((32, 32, 1))
+    model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(keras.layers.Flatten()(inputs)))
+    model.set_weights([np.random.default_rng(8).normal(0, 0.02, (1024, 10)), np.zeros(10)])
+    return model
+
+
+def test_wrong_scale(spark, pixel_model):
+    """Digits are labelled by what the model says of them, so that it is right as long as the scale is."""
+    few = read_digits().select("image").limit(60)
+    stage = KerasImageTransformer(model=pixel_model, preprocess="unit", outputCol="p")
+    scores = stage.transform(few).select("image", vector_to_array("p").alias("p"))
+    test = scores.select("image", (F.array_position("p", F.array_max("p")) - 1).cast("int").alias("label")).cache()
+    right = {"accuracy": "same", "mean probability of the answer": "up", "images with an error": "same"}
+    passes(check.wrong_scale(right, pixel_model, test))
+    for name in right:
+        fails(check.wrong_scale(right | {name: "down"}, pixel_model, test), f"{name}: you said down")
+
+
+def in_front(*layers: Callable) -> Callable:
+    def function(model):
+        import keras
+
+        inputs = x = keras.Input(model.input_shape[1:])
+        for layer in layers:
+            x = layer(keras.layers)(x)
+        return keras.Model(inputs, model(x))
+
+    return function
+
+
+def rescaled(scale: float, offset: float = 0) -> Callable:
+    return in_front(lambda layers: layers.Rescaling(scale, offset))
+
+
+def in_the_weights(model):
+    kernel, bias = model.get_weights()
+    model.set_weights([kernel / 255, bias])
+    return model
+
+
+def of_another_size(model):
+    import keras
+
+    inputs = keras.Input((12, 12, 1))
+    return keras.Model(inputs, model(keras.layers.AveragePooling2D(2)(inputs)))
+
+
+SCALING_MISTAKES = [
+    (lambda model: model, "the pixels reach the model as they are"),
+    (rescaled(255), "you multiply the pixels"),
+    (rescaled(1 / 127.5, -1), "you scale to −1 … 1"),
+    (rescaled(1 / 255**2), "twice"),
+    (rescaled(1 / 200), "does not give what the first one gives"),
+    (in_the_weights, "changed the weights"),
+    (of_another_size, "your model takes (None, 12, 12, 1)"),
+    (in_front(lambda layers: layers.Lambda(lambda x: x / 255)), "Lambda"),
+    (lambda model: model(np.zeros((1, 6, 6, 1))), "give a Keras model back"),
+    (nothing, "nothing back"),
+]
+
+
+def test_scaling_inside(spark):
+    passes(check.scaling_inside(rescaled(1 / 255)))
+
+
+@pytest.mark.parametrize(("function", "said"), SCALING_MISTAKES, ids=[said for _, said in SCALING_MISTAKES])
+def test_scaling_inside_wrong(spark, function, said):
+    fails(check.scaling_inside(function), said)
+
+
+@pytest.fixture(scope="module")
+def asked(spark):
+    """A view ``digits`` and a function ``digit`` that takes an image for what its origin says."""
+    pairs = [(3, "3"), (3, "9"), (3, "9"), (9, "3"), (5, "6"), (5, None), (1, "1")]
+    rows = [(label, Row(origin=read)) for label, read in pairs]
+    spark.createDataFrame(rows, "label int, image struct<origin: string>").createOrReplaceTempView("digits")
+    spark.udf.register("digit", lambda image: image.origin, "string")
+    yield
+    spark.catalog.dropTempView("digits")
+    spark.sql("DROP TEMPORARY FUNCTION digit")
+
+
+def errors(what="label, read_as", where="WHERE read_as <> label", rest="ORDER BY images DESC"):
+    return f"""
+        SELECT {what}, count(*) AS images FROM (SELECT label, digit(image) AS read_as FROM digits)
+        {where} GROUP BY ALL {rest}"""
+
+
+QUERY_MISTAKES = [
+    ("SELEKT 1", "Spark does not take the query"),
+    ("SELECT nothing FROM digits", "Spark does not take the query"),
+    (42, "as a text"),
+    (errors("label, read_as AS answer"), "its columns are label, answer, images"),
+    (errors(where=""), "right answers are among them"),
+    (errors(where="WHERE NOT read_as <=> label"), "NULL, are among them"),
+    (errors("read_as AS label, label AS read_as"), "exchanged"),
+    (errors(rest="ORDER BY images DESC LIMIT 1"), "leave out LIMIT"),
+    (errors(rest="HAVING images > 1"), "leave out LIMIT"),
+    (errors().replace("count(*)", "1"), "your rows count 3 errors of 3 kinds; 6 images were read, 4 of them wrongly"),
+    (errors(rest="ORDER BY images"), "not the first row"),
+    ("SELECT label, digit(image) AS read_as, 1 AS images FROM digits WHERE digit(image) <> label", "several rows"),
+]
+
+
+def test_confusions(asked):
+    passes(check.confusions(errors()))
+
+
+@pytest.mark.parametrize(("query", "said"), QUERY_MISTAKES, ids=[said for _, said in QUERY_MISTAKES])
+def test_confusions_wrong(asked, query, said):
+    fails(check.confusions(query), said)
+
+
 # -- 07 ----------------------------------------------------------------------------------------------------------------
 
 
@@ -577,6 +700,104 @@ ERROR_MISTAKES = [
 def test_calibration_error(boastful, function, said):
     passes(check.calibration_error(expected_error, boastful))
     fails(check.calibration_error(function, boastful), said)
+
+
+# -- 08 ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("tasks", 3, "a partition becomes one task"),
+        ("rounds of the cores", 1, "one task at a time"),
+        ("Arrow batches of a task", 2, "what is left is a batch, too"),
+        ("runs of the network in a task", 4, "never waits for the next one"),
+    ],
+)
+def test_pieces_of_work(spark, name, value, said):
+    right = {
+        "tasks": 4,
+        "rounds of the cores": 2,
+        "Arrow batches of a task": 3,
+        "runs of the network in a task": 5,
+    }
+    before = spark.conf.get("spark.sql.execution.arrow.maxRecordsPerBatch")
+    passes(check.pieces_of_work(right))
+    fails(check.pieces_of_work(right | {name: value}), f"{name}: you said {value}; ", said)
+    assert spark.conf.get("spark.sql.execution.arrow.maxRecordsPerBatch") == before
+
+
+def test_the_network_runs_as_often_as_pieces_of_work_says():
+    """Batches of the featurizer end with the Arrow batch."""
+    calls = []
+
+    def network(inputs):
+        calls.append(len(inputs[0]))
+        return [np.zeros((len(inputs[0]), 2), np.float32)]
+
+    image = image_struct(Image.new("RGB", (4, 4)), "here")
+    for size in (50, 50, 25):
+        run_network(network, pa.array([image] * size, to_arrow_type(IMAGE_TYPE)), 4, 32)
+    assert calls == [32, 18, 32, 18, 25]
+
+
+def seconds_of(images, rate, on, cores, start):
+    return start + images / (rate / on * cores)
+
+
+def bill(images, rate, on, cores, start):
+    hours = seconds_of(images, rate, on, cores, start) / 3600
+    return hours, hours * cores
+
+
+BILL_MISTAKES = [
+    (lambda *a: (bill(*a)[0] * 3600, 0), "in seconds"),
+    (lambda *a: (bill(*a)[0] * 60, 0), "in minutes"),
+    (lambda n, r, on, c, s: bill(n, r, 1, c, s), "for one core's"),
+    (lambda n, r, on, c, s: bill(n, r, c, c, s), "with other cores it is another one"),
+    (lambda n, r, on, c, s: bill(n, r, on, c, 0), "the seconds of starting are missing"),
+    (lambda n, r, on, c, s: bill(n, r, on, c, s / c), "you divide the seconds of starting"),
+    (lambda *a: (bill(*a)[0], bill(*a)[0]), "multiply the hours by them"),
+    (lambda *a: (bill(*a)[0], bill(*a[:4], 0)[1]), "you pay for the work only"),
+    (lambda *a: (bill(*a)[0], bill(*a)[0] * a[2]), "on which was measured"),
+    (lambda *a: bill(*a)[0], "two things"),
+    (lambda *a: (1.0, 2.0), "gives 1.0000 hours"),
+    (lambda *a: (bill(*a)[0], 3.0), "gives 3.0000 core-hours"),
+    (lambda n, r, on, c, s: bill(n, r, 2, c, s), "gives"),
+]
+
+
+@pytest.mark.parametrize(("function", "said"), BILL_MISTAKES, ids=[said for _, said in BILL_MISTAKES])
+def test_bill(function, said):
+    passes(check.bill(bill))
+    fails(check.bill(function), said)
+
+
+def lost(rule: Callable) -> Callable:
+    return lambda tasks, executor, at: sorted(
+        tasks[rule(tasks, tasks["executor"] == executor, tasks["start"] <= at, tasks["end"] > at)]["partition"]
+    )
+
+
+right_loss = lost(lambda tasks, mine, begun, unfinished: mine & begun & unfinished)
+
+LOSS_MISTAKES = [
+    (lost(lambda t, mine, begun, unfinished: mine), "all that the executor ever had"),
+    (lost(lambda t, mine, begun, unfinished: mine & begun), "partitions that it had finished"),
+    (lost(lambda t, mine, begun, unfinished: mine & unfinished), "had not begun are among them"),
+    (lost(lambda t, mine, begun, unfinished: mine & ~unfinished), "which is safe"),
+    (lost(lambda t, mine, begun, unfinished: ~mine & begun & unfinished), "the other executors were at"),
+    (lost(lambda t, mine, begun, unfinished: begun & unfinished), "only one has died"),
+    (lambda *a: right_loss(*a)[::-1], "not in order"),
+    (lambda *a: [0], "other partitions are lost"),
+    (lambda *a: 3, "as a list"),
+]
+
+
+@pytest.mark.parametrize(("function", "said"), LOSS_MISTAKES, ids=[said for _, said in LOSS_MISTAKES])
+def test_lost_partitions(function, said):
+    passes(check.lost_partitions(right_loss))
+    fails(check.lost_partitions(function), said)
 
 
 # -- the notebooks -----------------------------------------------------------------------------------------------------
