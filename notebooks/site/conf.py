@@ -37,6 +37,7 @@ html_title = "Transfer learning in PySpark"
 html_static_path = ["style.css"]
 html_css_files = ["style.css"]
 html_copy_source = False
+html_show_copyright = False
 html_math_renderer = "mathml"
 
 
@@ -71,6 +72,8 @@ def adapt(app, docname, source):
         for cell in notebook["cells"]:
             if cell["cell_type"] == "markdown":
                 text = "".join(cell["source"])
+                if docname.startswith("solutions/"):  # or the search shows two pages of one title
+                    text = re.sub(r"\A# Exercises:", "# Solutions:", text)
                 cell["source"] = re.sub(r"\[([^]]+)\]\((\.\./[^)#]+)\)", outside(docname), text)
         source[0] = json.dumps(notebook)
 
