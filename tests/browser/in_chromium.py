@@ -10,6 +10,7 @@ this file keeps it out of ``make test``, whose environment has no Playwright.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -31,6 +32,7 @@ SHOTS = ROOT / "build" / "browser"
 PYTHON = os.environ.get("COURSE_PYTHON") or str(ROOT / ".venv" / "bin" / "python")
 START = 60  # seconds that JupyterLab may take to start, and to open a notebook
 RUN = 900  # seconds that a notebook may take
+DRAW = 30  # seconds that pictures and widgets may take to be drawn, once all cells have run
 TALLEST = 16_000  # px; Chromium takes no larger pictures
 BOARD = "07_harder_digits"
 
@@ -52,13 +54,20 @@ STATE = """() => {
       text: shown.node.textContent,
     })),
   }));
-  return {kernel: kernel?.status ?? 'none', cells};
+  return {kernel: globalThis.kernelDied ? 'dead' : kernel?.status ?? 'gone', cells};
 }"""
 FINISHED = f"""() => {{
   const {{kernel, cells}} = ({STATE})();
   const failed = cells.some(cell => cell.outputs.some(output => output.error));
-  return kernel === 'dead' || kernel === 'none' || (kernel === 'idle' && (failed || cells.every(cell => cell.run)));
+  return globalThis.kernelDied || (kernel === 'idle' && (failed || cells.every(cell => cell.run)));
 }}"""
+# Pictures and widgets follow what the kernel sends.
+DRAWN = f"""() => ({STATE})().cells.every(cell => cell.drawn.every((shown, i) => shown.pictures.every(Boolean) && (
+  !cell.outputs[i]?.kinds.includes('application/vnd.jupyter.widget-view+json') || shown.widgets.some(Boolean))))"""
+# A kernel that dies is started anew, and the cells that waited for it never run.
+WATCH = """() => jupyterapp.shell.currentWidget.sessionContext.statusChanged.connect((_, status) => {
+  if (['autorestarting', 'dead'].includes(status)) globalThis.kernelDied = true;
+})"""
 
 
 @dataclass(frozen=True)
@@ -161,11 +170,14 @@ def run_all(page: Page, lab: Lab, name: str) -> dict:
     page.goto(f"{lab.url}lab/tree/notebooks/{name}.ipynb?reset&token={lab.token}")
     page.wait_for_function("() => globalThis.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel")
     page.wait_for_function("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
+    page.evaluate(WATCH)
     page.evaluate("() => jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
     assert not any(cell["run"] or cell["outputs"] for cell in page.evaluate(STATE)["cells"])
     page.evaluate("() => { jupyterapp.commands.execute('notebook:restart-run-all') }")  # asks, so it is not waited for
-    page.locator(".jp-Dialog").get_by_role("button", name="Restart").click()
+    page.locator(".jp-Dialog button.jp-mod-accept").click()
     page.wait_for_function(FINISHED, timeout=RUN * 1000, polling=500)
+    with contextlib.suppress(TimeoutError):  # `problems` says what is missing
+        page.wait_for_function(DRAWN, timeout=DRAW * 1000, polling=200)
     return page.evaluate(STATE)
 
 
@@ -240,14 +252,15 @@ def draw_digits(page: Page) -> None:
     """The drawing board reads what the mouse draws, and something else after something else is drawn."""
     canvas = page.locator(".jp-OutputArea-output canvas").first
     canvas.scroll_into_view_if_needed()
-    label = page.locator(".jp-OutputArea-output .widget-label").filter(has_text=re.compile("Draw a digit|read", re.I))
+    label = page.locator(".jp-OutputArea-output .widget-label")
+    answer = label.filter(has_text=re.compile("I read|could not be read")).first
     picture = page.locator(".jp-OutputArea-output img.widget-image")
     empty = canvas.evaluate("canvas => canvas.toDataURL()")
     for digit, name, points in ((0, "zero", ZERO), (4, "four", FOUR)):
         stroke(page, canvas, points)
-        label.get_by_text(f"I read {digit}.").or_(label.filter(has_text="I read")).first.wait_for()
+        answer.wait_for()
         assert canvas.evaluate("canvas => canvas.toDataURL()") != empty
-        said = label.first.inner_text()
+        said = answer.inner_text()
         page.wait_for_function("img => img.complete && img.naturalWidth > 0", arg=picture.first.element_handle())
         page.screenshot(path=SHOTS / f"drawn_{name}.png")
         assert said == f"I read {digit}."
