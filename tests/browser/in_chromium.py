@@ -32,7 +32,7 @@ SHOTS = ROOT / "build" / "browser"
 PYTHON = os.environ.get("COURSE_PYTHON") or str(ROOT / ".venv" / "bin" / "python")
 START = 60  # seconds that JupyterLab may take to start, and to open a notebook
 RUN = 900  # seconds that a notebook may take
-DRAW = 30  # seconds that pictures and widgets may take to be drawn, once all cells have run
+DRAW = 20  # seconds that pictures and widgets may take to be drawn, once all cells have run
 TALLEST = 16_000  # px; Chromium takes no larger pictures
 BOARD = "07_harder_digits"
 
@@ -72,10 +72,11 @@ WATCH = """() => jupyterapp.shell.currentWidget.sessionContext.statusChanged.con
 
 @dataclass(frozen=True)
 class Lab:
-    """A running JupyterLab: its ``url`` (ends with a slash) and the ``token`` it asks for."""
+    """A running JupyterLab: its ``url`` (ends with a slash), the ``token`` it asks for, the ``tree`` it serves."""
 
     url: str
     token: str
+    tree: Path
 
 
 def settings(folder: Path) -> None:
@@ -121,7 +122,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with log.open("w") as out:
         server = subprocess.Popen(command, cwd=tree, env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
-        yield Lab(address(server, folder / "runtime", log), token)
+        yield Lab(address(server, folder / "runtime", log), token, tree)
     finally:
         server.terminate()
         try:
@@ -226,6 +227,31 @@ def stroke(page: Page, canvas: Locator, points: list[tuple[float, float]]) -> No
     for place in places[1:]:
         page.mouse.move(*place, steps=4)
     page.mouse.up()
+
+
+def test_what_is_wrong_in_a_notebook_is_found(lab: Lab, page: Page) -> None:
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "gone", "version_major": 2, "version_minor": 0}}
+    sources = {
+        "fine": "from IPython.display import Image, display; 1",
+        "lost": "1  # a picture is stored",
+        "empty": "Image(b'no picture', format='png')",
+        "broken": f"display({view}, raw=True)",
+        "error": "1 / 0",
+        "after": "2",
+    }
+    common = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
+    cells = [{**common, "id": name, "source": source} for name, source in sources.items()]
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    notebook = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    (lab.tree / "notebooks" / "wrong.ipynb").write_text(json.dumps(notebook), "utf8")
+    found = problems(run_all(page, lab, "wrong"), {"lost": 1})
+    assert [line.split(":")[0] for line in found] == [
+        "cell lost does not draw each of its pictures",
+        "cell empty does not draw each of its pictures",
+        "cell broken has a widget that did not draw",
+        "cell error says ZeroDivisionError",
+        "cell after was not run",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
