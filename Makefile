@@ -2,7 +2,8 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run data lab test further exercises solutions navigation check clean distclean lock sample pretrain bench force
+.PHONY: help run data lab test further exercises solutions test-browser navigation site check clean distclean lock sample \
+  pretrain bench force
 
 VENV := .venv
 comma := ,
@@ -58,6 +59,15 @@ solutions: $(VENV)/.ready ## the same comparison for the exercises' solutions
 navigation: $(VENV)/.ready ## write previous, next, glossary words and contents into the notebooks
 	@$(PY) notebooks/site/navigation.py
 
+# Executes nothing: the pages show the outputs that the notebooks hold.
+site: build/site-venv/.ready ## build build/site, pages to read the course without Jupyter, and check their links
+	@rm -rf build/site build/site-doctrees
+	@build/site-venv/bin/python -m sphinx -W --keep-going -q -c notebooks/site -d build/site-doctrees notebooks build/site
+	@build/site-venv/bin/python notebooks/site/check_pages.py build/site
+
+test-browser: $(VENV)/.ready build/browser-venv/.ready ## run every notebook in JupyterLab in Chromium; pictures in build/browser
+	build/browser-venv/bin/python -m pytest --noconftest $(BROWSER_OPTIONS) tests/browser/in_chromium.py
+
 check: $(VENV)/.ready ## is this machine ready? each thing OK or the line to type
 	@$(PY) -m helpers.check
 
@@ -74,10 +84,13 @@ pretrain: $(VENV)/.ready ## remake data/weights (hours; Debian's fonts and PyTor
 	@build/pretrain-venv/bin/python data/make_weights.py $(PRETRAIN_OPTIONS)
 
 # Pins stay where they are as long as they fit; LOCK_OPTIONS=--upgrade moves them.
-lock: $(VENV)/.ready ## remake requirements.lock and environment.yml from pyproject.toml
+lock: $(VENV)/.ready ## remake the locks and environment.yml from pyproject.toml
 	$(PY) -m uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra course --extra dev \
 	  --custom-compile-command "make lock" $(LOCK_OPTIONS) --output-file requirements.lock pyproject.toml
 	$(PY) binder/write_environment.py
+	@for lock in notebooks/site tests/browser; do \
+	  $(PY) -m uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --group $${lock##*/} \
+	    --custom-compile-command "make lock" $(LOCK_OPTIONS) --output-file $$lock/requirements.lock || exit 1; done
 
 clean: ## remove build/ and caches
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis spark-warehouse notebooks/spark-warehouse metastore_db derby.log
@@ -118,4 +131,13 @@ $(VENV)/requirements.lock: requirements.lock $(if $(VENV_FITS),,force)
 
 $(VENV)/.ready: $(VENV)/requirements.lock pyproject.toml
 	@$(PY) -m pip install -qq --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# --- environments of tools --------------------------------------------------------------------------------------------
+build/site-venv/.ready: notebooks/site/requirements.lock
+build/browser-venv/.ready: tests/browser/requirements.lock
+build/site-venv/.ready build/browser-venv/.ready: | $(VENV)/.ready
+	@rm -rf $(@D)
+	@$(PY) -m venv $(@D)
+	@$(@D)/bin/python -m pip install -qq --require-hashes --requirement $<
 	@touch $@

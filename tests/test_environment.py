@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -23,6 +24,7 @@ ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
 
 CORE = [Requirement(r) for r in PROJECT["project"]["dependencies"]]
 EXTRAS = {name: [Requirement(r) for r in rs] for name, rs in PROJECT["project"]["optional-dependencies"].items()}
+GROUPS = {name: [Requirement(r) for r in rs] for name, rs in PROJECT["dependency-groups"].items()}
 BUILD = [Requirement(r) for r in PROJECT["build-system"]["requires"]]
 
 MACHINES = {
@@ -45,15 +47,17 @@ def entries(lock: str) -> list[tuple[Requirement, list[str]]]:
 
 
 PINS = entries(LOCK)
+# Environments of their own for tools, made from the dependency groups.
+TOOLS = {"site": "notebooks/site/requirements.lock", "browser": "tests/browser/requirements.lock"}
 
 
 def environment_of(machine: str, python: str) -> dict[str, str]:
     return default_environment() | MACHINES[machine] | {"python_version": python, "python_full_version": f"{python}.9"}
 
 
-def installed(environment: dict[str, str]) -> dict[str, str]:
+def installed(environment: dict[str, str], pins: list[tuple[Requirement, list[str]]] = PINS) -> dict[str, str]:
     """Name and version of what the lock installs there."""
-    chosen = [pin for pin, _ in PINS if pin.marker is None or pin.marker.evaluate(environment)]
+    chosen = [pin for pin, _ in pins if pin.marker is None or pin.marker.evaluate(environment)]
     names = [canonicalize_name(pin.name) for pin in chosen]
     assert len(names) == len(set(names)), "the lock asks for two versions of one package on one machine"
     return {name: next(iter(pin.specifier)).version for name, pin in zip(names, chosen, strict=True)}
@@ -61,12 +65,14 @@ def installed(environment: dict[str, str]) -> dict[str, str]:
 
 def test_every_locked_package_has_one_version_and_hashes():
     assert len(PINS) > 100
-    for pin, hashes in PINS:
+    tools = [entries((ROOT / file).read_text("utf-8")) for file in TOOLS.values()]
+    assert all(tools)
+    for pin, hashes in [*PINS, *chain(*tools)]:
         assert [s.operator for s in pin.specifier] == ["=="], pin
         assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64}", h) for h in hashes), pin
 
 
-@pytest.mark.parametrize("file", ["requirements.lock", "environment.yml"])
+@pytest.mark.parametrize("file", ["requirements.lock", "environment.yml", *TOOLS.values()])
 def test_no_address_index_or_path_of_a_machine(file):
     text = (ROOT / file).read_text("utf-8")
     for pattern in (
@@ -93,6 +99,22 @@ def test_the_lock_fulfils_the_project_everywhere(machine, python):
             assert requirement.specifier.contains(version), f"{requirement} against {version}"
     tensorflow = "tensorflow-cpu" if machine in ("Linux x86_64", "Windows AMD64") else "tensorflow"
     assert {name for name in versions if name in ("tensorflow", "tensorflow-cpu")} == {tensorflow}
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("group", TOOLS)
+def test_a_tools_lock_fulfils_its_group_everywhere(group, machine, python):
+    """Each group has its lock, and the course's own lock does not grow by it."""
+    assert GROUPS.keys() == TOOLS.keys()
+    environment = environment_of(machine, python)
+    versions = installed(environment, entries((ROOT / TOOLS[group]).read_text("utf-8")))
+    for requirement in GROUPS[group]:
+        version = versions.get(canonicalize_name(requirement.name))
+        assert version, f"{requirement.name} is not in {TOOLS[group]} for {machine}, Python {python}: type make lock"
+        assert requirement.specifier.contains(version), f"{requirement} against {version}"
+    asked = {canonicalize_name(r.name) for r in [*CORE, *EXTRAS["course"], *EXTRAS["dev"]]}
+    assert not {canonicalize_name(r.name) for r in GROUPS[group]} - asked & installed(environment).keys()
 
 
 def test_other_pythons_are_refused():
@@ -143,9 +165,17 @@ LAYERS = {
     "binder": CORE + EXTRAS["course"] + EXTRAS["dev"],
     "tests": CORE + EXTRAS["course"] + EXTRAS["dev"],
     "data": CORE + EXTRAS["course"] + EXTRAS["pretrain"],
+    "notebooks/site": GROUPS["site"],
+    "tests/browser": GROUPS["browser"],
 }
 # Import names that differ from the distribution's, for what this environment need not have installed.
-PROVIDES = {"cv2": ["opencv-python-headless"], "skimage": ["scikit-image"], "torch": ["torch"]}
+PROVIDES = {
+    "cv2": ["opencv-python-headless"],
+    "latex2mathml": ["latex2mathml"],
+    "playwright": ["playwright"],
+    "skimage": ["scikit-image"],
+    "torch": ["torch"],
+}
 
 
 @pytest.mark.parametrize("folder", LAYERS)
@@ -153,8 +183,11 @@ def test_whatever_is_imported_is_declared(folder):
     """A package that is there only because another one needs it may be gone with the next lock."""
     provides = metadata.packages_distributions() | PROVIDES
     declared = {canonicalize_name(r.name) for r in LAYERS[folder]}
+    below = [ROOT / other for other in LAYERS if other.startswith(folder + "/")]
     files = [
-        p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".ipynb") and ".ipynb_checkpoints" not in p.parts
+        p
+        for p in (ROOT / folder).rglob("*")
+        if p.suffix in (".py", ".ipynb") and ".ipynb_checkpoints" not in p.parts and not set(below) & set(p.parents)
     ]
     assert files
     own = {"helpers", "tests", *(path.stem for path in files)}
