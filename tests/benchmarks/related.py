@@ -36,6 +36,7 @@ def prepare(folder: Path) -> None:
     in_test = np.array([path in test for path in paths])
     features -= features[~in_test].mean(axis=0)
     features /= np.maximum(features[~in_test].std(axis=0), 1e-6)
+    images = np.abs(images - images.mean(axis=(1, 2, 3), keepdims=True)) / images.std(axis=(1, 2, 3), keepdims=True)
     files = [path.replace("/", "_") for path in paths]
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "images").mkdir(parents=True)
@@ -46,33 +47,47 @@ def prepare(folder: Path) -> None:
         "label": pa.array(labels, pa.int32()),
         "test": in_test,
         "features": list(features),
-        "grey": list(images.reshape(len(images), -1)),
+        "pixels": list(images.reshape(len(images), -1)),
     }
     pq.write_table(pa.table(columns), folder / "digits.parquet")
     training.apart(freeze, str(folder / "network.pb"), settings)
 
 
-def freeze(path: str, settings) -> None:
-    """The recipe's network as a frozen TensorFlow graph."""
+def freeze(path: str, settings: Recipe) -> None:
+    """The recipe's network as the frozen TensorFlow graph that BigDL can load: ``x``, float32 (n, size, size, 3), RGB
+    from -1 to 1, to the node ``features``, float32 (n, 1536).
+
+    BigDL knows the operations of TensorFlow 1. So each normalisation is folded into its convolution, ``AddV2`` goes by
+    its old name, axes count from the front, and a mean is over one axis at a time (of two it takes the wrong second).
+    """
     import keras
     import tensorflow as tf
+    from tensorflow.core.protobuf import config_pb2
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+    from tensorflow.python.grappler import tf_optimizer
 
     from helpers.networks import build_network, resolve_layers
 
     size = settings.image_size
     base = build_network(settings.model_name, settings.weights, False, size)
-    maps = keras.Model(base.input, resolve_layers(base, settings.layer))
-    pooled = [keras.layers.GlobalAveragePooling2D()(y) for y in maps.outputs]
-    network = keras.Model(base.input, keras.layers.Concatenate()(pooled))
-    call = tf.function(lambda x: network(x, training=False))
-    frozen = convert_variables_to_constants_v2(
-        call.get_concrete_function(tf.TensorSpec((1, size, size, 3), tf.float32))
-    )
-    graph = frozen.graph.as_graph_def()
-    from collections import Counter
-    print(Counter(n.op for n in graph.node), [n.name for n in graph.node if n.op == "Placeholder"], graph.node[-1])
-    Path(path).write_bytes(graph.SerializeToString())
+    network = keras.Model(base.input, resolve_layers(base, settings.layer))
+
+    def features(x: tf.Tensor) -> tf.Tensor:
+        pools = [tf.reduce_mean(tf.reduce_mean(maps, [2]), [1]) for maps in network(x, training=False)]
+        return tf.identity(tf.concat(pools, 1), "features")
+
+    called = tf.function(features).get_concrete_function(tf.TensorSpec((None, size, size, 3), tf.float32, "x"))
+    graph = convert_variables_to_constants_v2(called).graph
+    meta = tf.compat.v1.train.export_meta_graph(graph_def=graph.as_graph_def(), graph=graph)
+    meta.collection_def["train_op"].node_list.value.append("features")
+    config = config_pb2.ConfigProto()
+    config.graph_options.rewrite_options.optimizers.append("constfold")
+    config.graph_options.rewrite_options.min_graph_nodes = -1  # however small the graph is
+    folded = tf_optimizer.OptimizeGraph(config, meta)
+    for node in folded.node:
+        if node.op == "AddV2":
+            node.op = "Add"
+    Path(path).write_bytes(folded.SerializeToString())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,162 @@
+"""TensorFlowOnSpark: a TensorFlow cluster inside the executors of a Spark cluster, fed from a Spark frame.
+
+Each executor runs one TensorFlow worker that trains together with the others; a trained model answers in every executor.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["PYSPARK_PYTHON"] = sys.executable
+
+import pyspark
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+from shared import answers, main, timed
+from tensorflowonspark.pipeline import TFEstimator
+
+BATCH, WORKERS = 20, 2
+
+
+@contextmanager
+def cluster(folder):
+    """A session on a standalone cluster of two workers with one core each, on this machine."""
+    launcher = Path(pyspark.__file__).parent / "bin" / "spark-class"
+    environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_NO_DAEMONIZE": "1"}
+
+    def start(kind, *arguments):
+        log = open(folder / f"{kind.lower()}{len(started)}.log", "w")
+        command = [launcher, f"org.apache.spark.deploy.{kind.lower()}.{kind}", "--host", "127.0.0.1", *arguments]
+        started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        return Path(log.name)
+
+    started = []
+    try:
+        log = start("Master", "--port", "0", "--webui-port", "0")
+        url = wait_for(log, r"spark://127\.0\.0\.1:\d+")
+        for _ in range(WORKERS):
+            worker = start("Worker", "-c", "1", "-m", "1g", "--webui-port", "0", "-d", str(folder / "work"), url)
+            wait_for(worker, "Successfully registered")
+        spark = (
+            SparkSession.builder.master(url)
+            .config("spark.driver.host", "127.0.0.1")
+            .config("spark.executor.memory", "512m")
+            .config("spark.task.maxFailures", 1)
+            .config("spark.executorEnv.PYTHONPATH", str(Path(__file__).parent))
+            .getOrCreate()
+        )
+        spark.sparkContext.setLogLevel("ERROR")
+        yield spark
+        spark.stop()
+    finally:
+        for process in reversed(started):
+            process.terminate()
+        for process in started:
+            process.wait()
+
+
+def wait_for(log, pattern, seconds=60):
+    for _ in range(seconds * 10):
+        if found := re.search(pattern, log.read_text()):
+            return found[0]
+        time.sleep(0.1)
+    raise RuntimeError(f"{log} does not say {pattern!r} after {seconds} seconds")
+
+
+def head_model():
+    import keras
+
+    return keras.Sequential([keras.Input((1536,), name="x"), keras.layers.Dense(10, activation="softmax")])
+
+
+def cnn_model():
+    import keras
+
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((1024,), name="x"),
+            layers.Reshape((32, 32, 1)),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(64, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dropout(0.5),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+
+
+def train(args, ctx):
+    """What each TensorFlow worker runs."""
+    import keras
+    import tensorflow as tf
+
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    feed = ctx.get_data_feed(train_mode=True, qname_in="input") if False else None
+    from tensorflowonspark import TFNode
+
+    feed = TFNode.DataFeed(ctx.mgr, train_mode=True, input_mapping=args.input_mapping)
+
+    def rows():
+        while not feed.should_stop():
+            batch = feed.next_batch(1)
+            if batch["x"]:
+                yield batch["x"][0], batch["y"][0]
+
+    shapes = (tf.TensorSpec((args.length,), tf.float32), tf.TensorSpec((), tf.int32))
+    data = tf.data.Dataset.from_generator(rows, output_signature=shapes).batch(BATCH)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    with strategy.scope():
+        keras.utils.set_random_seed(42)
+        model = args.build()
+        model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
+    steps = int(0.9 * args.rows * args.epochs / WORKERS / BATCH)
+    model.fit(data.with_options(options), steps_per_epoch=steps, epochs=1, verbose=2)
+    if ctx.job_name == "chief":
+        model.export(args.export_dir)
+    feed.terminate()
+
+
+def measured(data, column, length, build, epochs):
+    folder = Path(tempfile.mkdtemp())
+    with cluster(folder) as spark:
+        frame = spark.read.parquet(str(data / "digits.parquet")).repartition(WORKERS, "file").cache()
+        learn = frame.where("NOT test").select(F.col(column).alias("x"), "label")
+        estimator = (
+            TFEstimator(train, {"build": build, "rows": learn.count(), "length": length})
+            .setInputMapping({"x": "x", "label": "y"})
+            .setClusterSize(WORKERS)
+            .setMasterNode("chief")
+            .setEpochs(epochs)
+            .setBatchSize(BATCH)
+            .setExportDir(str(folder / "model"))
+            .setGraceSecs(5)
+        )
+        model, seconds = timed(lambda: estimator.fit(learn))
+        model.setInputMapping({"x": "x"}).setOutputMapping({"output_0": "probabilities"})
+        model.setSignatureDefKey("serving_default").setBatchSize(BATCH)
+        print(seconds)
+
+
+def head(data):
+    return measured(data, "features", 1536, head_model, epochs=10)
+
+
+def cnn(data):
+    return measured(data, "pixels", 1024, cnn_model, epochs=20)
+
+
+if __name__ == "__main__":
+    main({"head": head, "cnn": cnn})
