@@ -84,9 +84,16 @@ def freeze(path: str, settings: Recipe) -> None:
     config.graph_options.rewrite_options.optimizers.append("constfold")
     config.graph_options.rewrite_options.min_graph_nodes = -1  # however small the graph is
     folded = tf_optimizer.OptimizeGraph(config, meta)
-    for node in folded.node:
+    nodes = {node.name: node for node in folded.node}
+    for node in list(folded.node):
         if node.op == "AddV2":
-            node.op = "Add"
+            node.op = "BiasAdd"
+            shift = nodes[node.input[1]].attr["value"].tensor
+            shift.CopyFrom(tf.make_tensor_proto(tf.make_ndarray(shift).ravel()))
+        if node.op in ("Conv2D", "BiasAdd"):  # a constant behind an identity was how TensorFlow 1 wrote a variable
+            read = folded.node.add(name=f"{node.name}/read", op="Identity", input=[node.input[1]])
+            read.attr["T"].type = tf.float32.as_datatype_enum
+            node.input[1] = read.name
     Path(path).write_bytes(folded.SerializeToString())
 
 
