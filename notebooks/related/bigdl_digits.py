@@ -37,7 +37,6 @@ from bigdl.dllib.nn.layer import (
 from bigdl.dllib.nncontext import init_spark_on_local
 from bigdl.dllib.nnframes import NNClassifier, NNImageReader, NNModel
 from bigdl.dllib.optim.optimizer import Adam
-from pyspark.ml import Pipeline
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 from shared import answers, main, timed
@@ -62,11 +61,13 @@ def classifier(network, size, epochs):
     )
 
 
-def measured(stage, frame):
-    fitted, seconds = timed(lambda: stage.fit(frame.where("NOT test")))
+def measured(stage, frame, prepared=lambda part: part):
+    """Fit ``stage`` and ask it; ``prepared`` is what every frame goes through before."""
+    fitted, seconds = timed(lambda: stage.fit(prepared(frame.where("NOT test"))))
 
     def ask(part):
-        return [(r.label, r.prediction) for r in fitted.transform(part).select("label", "prediction").collect()]
+        rows = fitted.transform(prepared(part)).select("label", "prediction").collect()
+        return [(row.label, row.prediction) for row in rows]
 
     return {"fit_seconds": seconds, **answers(ask, frame, frame.where("test"))}
 
@@ -77,7 +78,6 @@ def images(data):
     pictures = NNImageReader.readImages(str(data / "images"), sc, minPartitions=2, image_codec=1)
     name = F.element_at(F.split("image.origin", "/"), -1)
     frame = pictures.withColumn("file", name).join(F.broadcast(labels), "file")
-    network = Model.load_tensorflow(str(data / "network.pb"), ["x"], ["features"])
     seen = ChainedPreprocessing(
         [
             RowToImageFeature(),
@@ -87,10 +87,15 @@ def images(data):
             ImageFeatureToTensor(),
         ]
     )
-    featurizer = NNModel(network, seen).setFeaturesCol("image").setPredictionCol("numbers").setBatchSize(20)
+
+    def features(part):
+        # Loaded anew each time: after one transform, the constants of a network from TensorFlow are gone.
+        network = Model.load_tensorflow(str(data / "network.pb"), ["x"], ["features"])
+        featurizer = NNModel(network, seen).setFeaturesCol("image").setPredictionCol("features").setBatchSize(20)
+        return featurizer.transform(part)
+
     network = Sequential().add(BatchNormalization(1536)).add(Linear(1536, 10)).add(LogSoftMax())
-    head = classifier(network, [1536], 10).setFeaturesCol("numbers")
-    return measured(Pipeline(stages=[featurizer, head]), frame)
+    return measured(classifier(network, [1536], 10).setFeaturesCol("features"), frame, features)
 
 
 def head(data):
