@@ -1,4 +1,4 @@
-"""BigDL's DLlib: a neural network library of its own inside the Java virtual machine, its layers as stages of pyspark.ml.
+"""BigDL's DLlib: a library of neural networks inside the Java virtual machine, with estimators for pyspark.ml.
 
 Python only describes: nothing of the work is done in a Python worker.
 """
@@ -42,9 +42,10 @@ from pyspark.sql import functions as F
 from shared import answers, main, timed
 
 
-def context():
+def session():
+    """A session of Spark with BigDL's classes and settings."""
     sc = init_spark_on_local(2, conf={"spark.driver.memory": "1g"}, spark_log_level="ERROR")
-    return sc, SparkSession(sc)
+    return SparkSession(sc)
 
 
 def digits(spark, data):
@@ -73,9 +74,9 @@ def measured(stage, frame, prepared=lambda part: part):
 
 
 def images(data):
-    sc, spark = context()
+    spark = session()
     labels = digits(spark, data).select("file", "label", "test")
-    pictures = NNImageReader.readImages(str(data / "images"), sc, minPartitions=2, image_codec=1)
+    pictures = NNImageReader.readImages(str(data / "images"), spark.sparkContext, minPartitions=2, image_codec=1)
     name = F.element_at(F.split("image.origin", "/"), -1)
     frame = pictures.withColumn("file", name).join(F.broadcast(labels), "file")
     seen = ChainedPreprocessing(
@@ -99,14 +100,14 @@ def images(data):
 
 
 def head(data):
-    sc, spark = context()
+    spark = session()
     frame = digits(spark, data).cache()
     stage = classifier(Sequential().add(Linear(1536, 10)).add(LogSoftMax()), [1536], 10).setFeaturesCol("features")
     return measured(stage, frame)
 
 
 def cnn(data):
-    sc, spark = context()
+    spark = session()
     frame = digits(spark, data).cache()
     network = Sequential()
     for layer in (

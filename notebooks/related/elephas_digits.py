@@ -23,7 +23,9 @@ def digits(data, column):
     spark = SparkSession.builder.master("local[2]").config("spark.driver.memory", "1g").getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
     frame = spark.read.parquet(str(data / "digits.parquet")).repartition(2, "file")
-    return frame.select("test", F.col("label").cast("double").alias("label"), array_to_vector(column).alias("x")).cache()
+    return frame.select(
+        "test", F.col("label").cast("double").alias("label"), array_to_vector(column).alias("x")
+    ).cache()
 
 
 def trained(model, frame, epochs, rate):

@@ -1,18 +1,17 @@
 """TensorFlowOnSpark: a TensorFlow cluster inside the executors of a Spark cluster, fed from a Spark frame.
 
-Each executor runs one TensorFlow worker that trains together with the others; a trained model answers in every executor.
+Each executor runs a TensorFlow worker that trains together with the others; the trained model answers in all of them.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -31,37 +30,33 @@ BATCH, WORKERS = 20, 2
 def cluster(folder):
     """A session on a standalone cluster of two workers with one core each, on this machine."""
     launcher = Path(pyspark.__file__).parent / "bin" / "spark-class"
-    environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_NO_DAEMONIZE": "1"}
+    with ExitStack() as running:
 
-    def start(kind, *arguments):
-        log = open(folder / f"{kind.lower()}{len(started)}.log", "w")
-        command = [launcher, f"org.apache.spark.deploy.{kind.lower()}.{kind}", "--host", "127.0.0.1", *arguments]
-        started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-        return Path(log.name)
+        def start(kind, said, *arguments):
+            """Start a master or a worker, and wait for what it says when it is ready."""
+            log = Path(folder, f"{kind.lower()}{time.time_ns()}.log")
+            main_class = f"org.apache.spark.deploy.{kind.lower()}.{kind}"
+            with log.open("w") as output:
+                command = [launcher, main_class, "--host", "127.0.0.1", "--webui-port", "0", *arguments]
+                process = subprocess.Popen(command, stdout=output, stderr=output)
+            running.callback(process.wait)
+            running.callback(process.terminate)
+            return wait_for(log, said)
 
-    started = []
-    try:
-        log = start("Master", "--port", "0", "--webui-port", "0")
-        url = wait_for(log, r"spark://127\.0\.0\.1:\d+")
+        url = start("Master", r"spark://127\.0\.0\.1:\d+", "--port", "0")
         for _ in range(WORKERS):
-            worker = start("Worker", "-c", "1", "-m", "1g", "--webui-port", "0", "-d", str(folder / "work"), url)
-            wait_for(worker, "Successfully registered")
+            start("Worker", "Successfully registered", "-c", "1", "-m", "1g", "-d", os.path.join(folder, "work"), url)
         spark = (
             SparkSession.builder.master(url)
             .config("spark.driver.host", "127.0.0.1")
             .config("spark.executor.memory", "512m")
             .config("spark.task.maxFailures", 1)
-            .config("spark.executorEnv.PYTHONPATH", str(Path(__file__).parent))
+            .config("spark.executorEnv.PYTHONPATH", str(Path(__file__).parent))  # train is found by name
             .getOrCreate()
         )
         spark.sparkContext.setLogLevel("ERROR")
+        running.callback(spark.stop)
         yield spark
-        spark.stop()
-    finally:
-        for process in reversed(started):
-            process.terminate()
-        for process in started:
-            process.wait()
 
 
 def wait_for(log, pattern, seconds=60):
@@ -134,16 +129,16 @@ def train(args, ctx):
     together = tf.function(lambda x, y: strategy.run(step, (x, y)))
     # Workers wait for each other: the one with fewer rows must not run out of them.
     steps = int(0.9 * args.rows * args.epochs / BATCH)
-    for _, (x, y) in zip(range(steps), strategy.experimental_distribute_dataset(data.with_options(options))):
-        together(x, y)
+    batches = iter(strategy.experimental_distribute_dataset(data.with_options(options)))
+    for _ in range(steps):
+        together(*next(batches))
     feed.terminate()
     if ctx.job_name == "chief":
         model.export(args.export_dir)
 
 
 def measured(data, column, length, build, epochs):
-    folder = Path(tempfile.mkdtemp())
-    with cluster(folder) as spark:
+    with tempfile.TemporaryDirectory() as folder, cluster(folder) as spark:
         frame = spark.read.parquet(str(data / "digits.parquet")).repartition(WORKERS, "file").cache()
         learn = frame.where("NOT test").select(F.col(column).alias("x"), "label")
         estimator = (
@@ -153,7 +148,7 @@ def measured(data, column, length, build, epochs):
             .setMasterNode("chief")
             .setEpochs(epochs)
             .setBatchSize(BATCH)
-            .setExportDir(str(folder / "model"))
+            .setExportDir(os.path.join(folder, "model"))
             .setGraceSecs(5)
         )
         model, seconds = timed(lambda: estimator.fit(learn))
@@ -161,10 +156,10 @@ def measured(data, column, length, build, epochs):
         model.setSignatureDefKey("serving_default").setBatchSize(BATCH)
 
         def ask(part):
-            # Only what it computed comes back, so the label has to go through the model's rows: by position.
+            # Only what it computed comes back, not the frame's own columns: labels are joined by position.
             labels = [row.label for row in part.select("label").collect()]
             rows = model.transform(part.select(F.col(column).alias("x"))).collect()
-            return [(y, max(range(10), key=row.probabilities.__getitem__)) for y, row in zip(labels, rows)]
+            return [(y, max(range(10), key=row.probabilities.__getitem__)) for y, row in zip(labels, rows, strict=True)]
 
         return {"fit_seconds": seconds, **answers(ask, frame, frame.where("test"))}
 

@@ -1,19 +1,192 @@
-"""The article's related technologies on our digits."""
+"""The article's related technologies on our digits: ``python tests/benchmarks/related.py [NAME …] [--record]``.
+
+Each has an environment of its own under ``build/related``, built here from its lock in ``notebooks/related`` where it
+is not there yet, and a runner beside the lock. All read the same: the drawn digits' features and pixels as Parquet,
+their files, and the recipe's network as a TensorFlow graph. Every task runs in a process of its own, and the peak of
+memory is that of its whole tree. Prints a line a task; with ``--record`` the results become
+``notebooks/related/NAME.json``, which notebook 09 shows.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import platform
 import shutil
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT / "build" / "related" / "data"
+from measuring import ROOT, machine
+from memory import peak_of
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from helpers.networks import Recipe
+
+RUNNERS = ROOT / "notebooks" / "related"
+BUILD = ROOT / "build" / "related"
+DATA = BUILD / "data"
+# What an environment's Python is asked.
+ASK = """
+import importlib.metadata, json, platform, sys
+names = sys.argv[1:]
+print(json.dumps({"python": platform.python_version(), "packages": len(list(importlib.metadata.distributions())),
+                  "versions": {name: importlib.metadata.version(name) for name in names}}))
+"""
+
+
+@dataclass(frozen=True)
+class Technology:
+    """One of them: what it is called, the package that gives its version, the tasks of its runner, the Pythons that it
+    runs on (the locks are made for the first), and packages whose versions are recorded.
+    """
+
+    title: str
+    package: str
+    tasks: tuple[str, ...]
+    pythons: tuple[str, ...]
+    shown: tuple[str, ...]
+
+
+TECHNOLOGIES = {
+    "elephas": Technology("Elephas", "elephas", ("head", "cnn"), ("3.11", "3.12"), ("pyspark", "tensorflow", "keras")),
+    "tensorflowonspark": Technology(
+        "TensorFlowOnSpark",
+        "tensorflowonspark",
+        ("head", "cnn"),
+        ("3.11", "3.12", "3.13"),
+        ("pyspark", "tensorflow-cpu", "keras"),
+    ),
+    "bigdl": Technology(
+        "BigDL DLlib", "bigdl-dllib-spark3", ("images", "head", "cnn"), ("3.9", "3.8"), ("pyspark", "bigdl-core")
+    ),
+    "ours": Technology(
+        "this course", "numtadb-transfer", ("images", "head", "cnn"), (), ("pyspark", "keras", "openvino")
+    ),
+}
+
+
+class NotBuilt(RuntimeError):
+    """An environment cannot be built here; the message says what to do."""
+
+
+# -- environments ----------------------------------------------------------------------------------------------------
+
+
+def python_of(name: str) -> Path:
+    """The Python of a technology's environment, there or not."""
+    return Path(sys.executable) if name == "ours" else BUILD / name / "bin" / "python"
+
+
+def is_built(name: str) -> bool:
+    """Whether its environment is there and was built from the lock as it is."""
+    if name == "ours":
+        return True
+    built = BUILD / name / "requirements.lock"
+    lock = (RUNNERS / f"{name}.lock").read_bytes()
+    return built.exists() and python_of(name).exists() and built.read_bytes() == lock
+
+
+def runs(python: Path, version: str) -> bool:
+    """Whether a file is a Python of that version, ``"3.9"``, that can make environments."""
+    ask = f"import ensurepip, sys, venv; sys.exit(sys.version_info[:2] != {tuple(map(int, version.split('.')))})"
+    try:
+        return subprocess.run([python, "-c", ask], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def candidates(version: str) -> Iterator[Path]:
+    """Where a Python of that version may be: on PATH, and where pyenv and uv put them."""
+    folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    yield from (folder / f"python{version}" for folder in [*folders, Path("/usr/local/bin"), Path("/usr/bin")])
+    home = Path.home()
+    for folder in (home / ".pyenv" / "versions", home / ".local" / "share" / "uv" / "python"):
+        yield from sorted(folder.glob(f"*{version}.*/bin/python{version}"))
+
+
+def find_python(name: str) -> Path:
+    """A Python that a technology runs on.
+
+    Raises:
+        NotBuilt: there is none.
+    """
+    technology = TECHNOLOGIES[name]
+    for version in technology.pythons:
+        for python in candidates(version):
+            if python.is_file() and runs(python, version):
+                return python
+    versions = " or ".join(technology.pythons)
+    raise NotBuilt(
+        f"{technology.title} needs Python {versions}, and none was found on PATH or in the folders of pyenv and uv. "
+        f"Type .venv/bin/python -m uv python install {technology.pythons[0]} (or pyenv install "
+        f"{technology.pythons[0]}), then make related-{name} again."
+    )
+
+
+def build(name: str) -> None:
+    """Build a technology's environment from its lock, unless it is there.
+
+    Raises:
+        NotBuilt: no Python for it, or its packages could not be installed; nothing half-made stays.
+    """
+    if is_built(name):
+        return
+    python, folder, lock = find_python(name), BUILD / name, RUNNERS / f"{name}.lock"
+    print(f"Building {folder.relative_to(ROOT)} with {python}: once, a few minutes.", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    started = time.perf_counter()
+    install = [folder / "bin" / "python", "-m", "pip", "install", "-qq", "--require-hashes", "--requirement", lock]
+    try:
+        subprocess.run([python, "-m", "venv", folder], check=True)
+        subprocess.run(install, check=True)
+        (folder / "seconds").write_text(f"{time.perf_counter() - started:.0f}", encoding="ascii")
+        shutil.copyfile(lock, folder / "requirements.lock")  # the last: what passes for a ready environment
+    except (subprocess.CalledProcessError, KeyboardInterrupt) as problem:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(problem, KeyboardInterrupt):
+            raise
+        raise NotBuilt(f"{folder.relative_to(ROOT)} could not be built; the lines above say why.") from problem
+
+
+def environment(name: str) -> dict:
+    """What an environment is: versions, number of packages, MB on disk, seconds that it took to build (``None`` for the
+    course's own, which is not built here).
+    """
+    technology, python = TECHNOLOGIES[name], python_of(name)
+    command = [python, "-c", ASK, technology.package, *technology.shown]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    folder = python.parent.parent
+    size = sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+    seconds = folder / "seconds"
+    return {
+        "title": technology.title,
+        "version": found["versions"].pop(technology.package),
+        **found,
+        "disk_mb": round(size / 1e6),
+        "install_seconds": int(seconds.read_text(encoding="ascii")) if seconds.exists() else None,
+    }
+
+
+# -- what all of them read -------------------------------------------------------------------------------------------
 
 
 def prepare(folder: Path) -> None:
-    """Write what every technology reads: ``digits.parquet``, ``images/`` and ``network.pb``."""
+    """Write what every technology reads: the recipe's sample, split as in notebook 04.
+
+    ``digits.parquet`` has a row an image: ``file``, ``label`` (int), ``test`` (is it a test image?), ``features``
+    (1,536 float32, standardised on the training images) and ``pixels`` (32 × 32 float32: each pixel's distance from its
+    image's mean grey, in the image's own deviations). ``images/`` holds the files, ``network.pb`` is what ``freeze``
+    makes.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -97,5 +270,75 @@ def freeze(path: str, settings: Recipe) -> None:
     Path(path).write_bytes(folded.SerializeToString())
 
 
-if __name__ == "__main__":
+# -- running ---------------------------------------------------------------------------------------------------------
+
+
+def run(name: str, task: str) -> dict:
+    """What a runner's task measured, with the peak of its processes' memory in MiB.
+
+    Raises:
+        RuntimeError: it failed; the message says where its output is.
+    """
+    log, result = BUILD / f"{name}-{task}.log", BUILD / f"{name}-{task}.json"
+    result.unlink(missing_ok=True)
+    command = [str(python_of(name)), str(RUNNERS / f"{name}_digits.py"), task, str(DATA), str(result)]
+    # The other environments must not see this one's packages; our own runner finds the package in this checkout.
+    settings = {
+        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "SPARK_HOME")
+    }
+    if name == "ours":
+        settings["PYTHONPATH"] = str(ROOT)
+    with log.open("wb") as output:
+        peak = peak_of(command, env=settings, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    if peak.status or not result.exists():
+        last = log.read_text(encoding="utf8", errors="replace").strip().splitlines()[-15:]
+        told = "\n".join(last)
+        raise RuntimeError(f"{name}, {task}: exit status {peak.status}; the end of {log.relative_to(ROOT)}:\n{told}")
+    found = json.loads(result.read_text(encoding="utf8"))
+    return {**found, "peak_mib": round(peak.total), "processes": sum(peak.processes.values())}
+
+
+def measured(name: str) -> dict:
+    """All of a technology's tasks, a line printed for each, and what it runs on."""
+    tasks = {}
+    for task in TECHNOLOGIES[name].tasks:
+        tasks[task] = run(name, task)
+        print(f"{TECHNOLOGIES[name].title}, {task}: {tasks[task]}", flush=True)
+    return {
+        **environment(name),
+        "tasks": tasks,
+        "machine": machine(),
+        "date": date.today().isoformat(),
+        "command": f"python tests/benchmarks/related.py {name} --record",
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TECHNOLOGIES)}; all without one")
+    parser.add_argument("--record", action="store_true", help="write the results into notebooks/related")
+    options = parser.parse_args()
+    if unknown := set(options.names) - TECHNOLOGIES.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: known are {', '.join(TECHNOLOGIES)}")
+    if platform.system() != "Linux":
+        parser.error("memory is measured as Linux counts it, so this runs on Linux alone")
+    failed = []
     prepare(DATA)
+    for name in options.names or TECHNOLOGIES:
+        try:
+            build(name)
+            found = measured(name)
+        except (NotBuilt, RuntimeError) as problem:
+            print(problem, file=sys.stderr, flush=True)
+            failed.append(TECHNOLOGIES[name].title)
+            continue
+        if options.record:
+            file = RUNNERS / f"{name}.json"
+            file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+    if failed:
+        print(f"Not measured: {', '.join(failed)}; what stands above says why.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
