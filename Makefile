@@ -3,7 +3,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help run data lab test further exercises solutions test-browser navigation site check clean distclean lock sample \
-  pretrain bench force
+  pretrain bench related related-elephas related-tensorflowonspark related-bigdl test-related lock-related force
 
 VENV := .venv
 comma := ,
@@ -25,7 +25,7 @@ endif
 
 help: ## list these commands
 	@echo "Usage: make COMMAND"
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 	@echo "make run takes DATA=<folder> WEIGHTS=glyphs|imagenet|random|<file> NETWORK=<name> LAYER=<name>[,<name>]"
 	@echo "         PER_CLASS=<n> IMAGE_SIZE=<px>; without them it runs on the sample and weights that ship with the course."
 
@@ -74,6 +74,16 @@ check: $(VENV)/.ready ## is this machine ready? each thing OK or the line to typ
 bench: $(VENV)/.ready ## measure speed and memory, eight minutes; BENCH_OPTIONS=--record writes them into README.md
 	@$(PY) tests/benchmarks/bench.py $(BENCH_OPTIONS)
 
+# Each in an environment of its own under build/related, with the Python that it needs.
+related: $(VENV)/.ready ## run the related technologies of notebook 09, half an hour; RELATED_OPTIONS=--record
+	@$(PY) tests/benchmarks/related.py $(RELATED_OPTIONS)
+
+related-elephas related-tensorflowonspark related-bigdl: $(VENV)/.ready
+	@$(PY) tests/benchmarks/related.py $(subst related-,,$@) $(RELATED_OPTIONS)
+
+test-related: $(VENV)/.ready ## run those that are built again: do they still give what notebook 09 shows?
+	$(PY) -m pytest $(PYTEST_OPTIONS) tests/benchmarks/related_again.py
+
 sample: $(VENV)/.ready ## remake data/sample (the drawn digits)
 	@$(PY) data/make_sample.py
 
@@ -91,6 +101,12 @@ lock: $(VENV)/.ready ## remake the locks and environment.yml from pyproject.toml
 	@for lock in notebooks/site tests/browser; do \
 	  $(PY) -m uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --group $${lock##*/} \
 	    --custom-compile-command "make lock" $(LOCK_OPTIONS) --output-file $$lock/requirements.lock || exit 1; done
+
+# For the first Python of each in tests/benchmarks/related.py.
+lock-related: $(VENV)/.ready ## remake the locks of the related technologies
+	@cd notebooks/related && for pair in elephas:3.11 tensorflowonspark:3.11 bigdl:3.9; do \
+	  $(CURDIR)/$(PY) -m uv pip compile --quiet --universal --generate-hashes --python-version $${pair#*:} \
+	    --custom-compile-command "make lock-related" $(LOCK_OPTIONS) --output-file $${pair%:*}.lock $${pair%:*}.in || exit 1; done
 
 clean: ## remove build/ and caches
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis spark-warehouse notebooks/spark-warehouse metastore_db derby.log
