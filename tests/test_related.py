@@ -128,4 +128,6 @@ def test_every_runner_has_the_tasks(related, name):
     """Looked at as text: three of them import what is not installed here."""
     source = (FOLDER / f"{name}_digits.py").read_text(encoding="utf8")
     given = re.search(r"main\(\{(.+)\}\)", source)
-    assert [task.strip().split(":")[0].strip('"') for task in given[1].split(",")] == list(related.TECHNOLOGIES[name].tasks)
+    assert [task.strip().split(":")[0].strip('"') for task in given[1].split(",")] == list(
+        related.TECHNOLOGIES[name].tasks
+    )

@@ -289,7 +289,9 @@ def run(name: str, task: str) -> dict:
     if name == "ours":
         settings["PYTHONPATH"] = str(ROOT)
     with log.open("wb") as output:
-        peak = peak_of(command, env=settings, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        peak = peak_of(
+            command, env=settings, cwd=BUILD, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
     if peak.status or not result.exists():
         last = log.read_text(encoding="utf8", errors="replace").strip().splitlines()[-15:]
         told = "\n".join(last)
