@@ -4,7 +4,7 @@ Each has an environment of its own under ``build/related``, built here from its 
 is not there yet, and a runner beside the lock. All read the same: the drawn digits' features and pixels as Parquet,
 their files, and the recipe's network as a TensorFlow graph. Every task runs in a process of its own, and the peak of
 memory is that of its whole tree. Prints a line a task; with ``--record`` the results become
-``notebooks/related/NAME.json``, which notebook 09 shows.
+``notebooks/related/NAME.json``, and notebook 09, which shows them, is executed anew.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 RUNNERS = ROOT / "notebooks" / "related"
 BUILD = ROOT / "build" / "related"
 DATA = BUILD / "data"
+EXECUTE = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", "--log-level=WARN"]
+EXECUTE += ["--ExecutePreprocessor.record_timing=False"]
 # What an environment's Python is asked.
 ASK = """
 import importlib.metadata, json, platform, sys
@@ -318,7 +320,7 @@ def measured(name: str) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TECHNOLOGIES)}; all without one")
-    parser.add_argument("--record", action="store_true", help="write the results into notebooks/related")
+    parser.add_argument("--record", action="store_true", help="keep the results, and execute notebook 09 anew")
     options = parser.parse_args()
     if unknown := set(options.names) - TECHNOLOGIES.keys():
         parser.error(f"{', '.join(sorted(unknown))}: known are {', '.join(TECHNOLOGIES)}")
@@ -337,6 +339,8 @@ def main() -> int:
         if options.record:
             file = RUNNERS / f"{name}.json"
             file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+    if options.record and not failed:
+        subprocess.run([*EXECUTE, str(ROOT / "notebooks" / "09_related_technologies.ipynb")], check=True)
     if failed:
         print(f"Not measured: {', '.join(failed)}; what stands above says why.", file=sys.stderr)
     return 1 if failed else 0
