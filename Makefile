@@ -68,8 +68,8 @@ site: build/site-venv/.ready ## build build/site, pages to read the course witho
 test-browser: $(VENV)/.ready build/browser-venv/.ready ## run every notebook in JupyterLab in Chromium; pictures in build/browser
 	build/browser-venv/bin/python -m pytest --noconftest $(BROWSER_OPTIONS) tests/browser/in_chromium.py
 
-check: $(VENV)/.ready ## is this machine ready? each thing OK or the line to type
-	@$(PY) -m helpers.check
+check: $(VENV)/.ready ## is this machine ready? each thing OK or the line to type; NETWORK= IMAGE_SIZE= too
+	@$(PY) -m helpers.check $(if $(NETWORK),--network "$$NETWORK") $(if $(IMAGE_SIZE),--image-size "$$IMAGE_SIZE")
 
 bench: $(VENV)/.ready ## measure speed and memory, eight minutes; BENCH_OPTIONS=--record writes them into README.md
 	@$(PY) tests/benchmarks/bench.py $(BENCH_OPTIONS)
