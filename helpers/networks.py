@@ -802,5 +802,16 @@ def recipe(weights: str = "glyphs", model_name: str = "InceptionV3") -> Recipe:
     return Recipe("improved recipe", model_name, weights, layer, "avg", size, 200, penalty, 0.0)
 
 
+def export_course() -> None:
+    """Make the graphs of the article's settings and of the recipe, with the embedded weights, so that no notebook waits
+    for them: ``python -m helpers.networks``, once, where the course is installed.
+    """
+    for made in (article("glyphs"), recipe("glyphs")):
+        export_graph(made.model_name, made.weights, made.layer or (), made.pooling, made.image_size)
+
+
 if __name__ == "__main__":
-    {"export": _export, "export_model": _export_model, "classes": _classes}[sys.argv[1]](json.load(sys.stdin))
+    if len(sys.argv) == 1:
+        export_course()
+    else:
+        {"export": _export, "export_model": _export_model, "classes": _classes}[sys.argv[1]](json.load(sys.stdin))
