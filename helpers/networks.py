@@ -767,10 +767,10 @@ class Recipe:
 
     def classifier(self, **more: object) -> LogisticRegression:
         """Multinomial logistic regression with the recipe's settings; ``more`` goes to it as it is."""
-        from pyspark.ml.classification import LogisticRegression
+        from helpers.featurizer import FeatureClassifier
 
         settings = {"maxIter": self.max_iter, "regParam": self.reg_param, "elasticNetParam": self.elastic_net_param}
-        return LogisticRegression(**{"family": "multinomial", **settings, **more})
+        return FeatureClassifier(**{"family": "multinomial", **settings, **more})
 
 
 def article(weights: str = "imagenet", model_name: str = "InceptionV3") -> Recipe:

@@ -14,14 +14,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import re
+import stat
 import struct
 import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 import numpy as np
@@ -41,6 +43,7 @@ SAMPLE = data_folder() / "sample"
 KAGGLE_HANDLE = "BengaliAI/numta"
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF")  # what a file may really hold, as for Spark's image source
+LARGEST_FILE = 2**30  # bytes; a picture of as many pixels as Pillow takes for honest has fewer, at eight bytes a pixel
 # ImageSchema.columnSchema of pyspark.ml.image, which only a running session can tell
 IMAGE_TYPE = T.StructType(
     [
@@ -108,6 +111,11 @@ def image_struct(picture: Image.Image, origin: str) -> dict:
 def read_file(path: str) -> tuple[dict | None, str | None]:
     """(image struct, ``None``) of a picture file, or (``None``, why it cannot be had)."""
     try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # reading one may never end
+            return None, "is a pipe or a device"
+        if found.st_size > LARGEST_FILE:
+            return None, f"the file has {found.st_size} bytes, more than any picture"
         raw = Path(path).read_bytes()
     except OSError as problem:
         return None, f"{problem.strerror or type(problem).__name__}".lower()
@@ -156,8 +164,9 @@ def read_digits(root: str | Path | None = None) -> DataFrame:
         ``image`` (Spark's image struct: origin, height, width, nChannels, mode, data), ``label`` (int, 0–9), ``source``
         (string, the folder), ``writer`` (string, source and scan id, empty where unknown), ``path`` (string, within
         ``root``), ``error`` (string). A picture that cannot be read, a CSV row without its file or with a label that is
-        no digit stays as a row: null
-            image, reason in ``error``.
+        no digit stays as a row:
+            null image, reason in ``error``. How many rows have no file, how many files no row, and which class folder
+            is empty, warnings say.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -211,6 +220,7 @@ def _kaggle_rows(root: Path, tables: list[Path]) -> Iterator[tuple]:
             name, digit = row["filename"], row["digit"]
             if not name:
                 raise ValueError(f"{table}, line {line}: there is no filename")
+            name = PurePosixPath(name).as_posix()
             if name in listed:  # twice the same picture, it could be on both sides of a split
                 warnings.warn(
                     f"{table}, line {line}: {name} is there a second time; its first row counts", stacklevel=4
@@ -220,13 +230,24 @@ def _kaggle_rows(root: Path, tables: list[Path]) -> Iterator[tuple]:
             label = int(digit) if digit in set("0123456789") else None
             writer = f"{source}/{row['scanid']}" if row.get("scanid") else ""
             problem = None if label is not None else f"label {digit!r} is not a digit 0 to 9"
-            file = folder / name
-            yield str(file), label, source, writer, file.relative_to(root).as_posix(), problem
+            if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+                problem = f"filename {name!r} names no file in {folder.name}"
+            path = f"{folder.relative_to(root).as_posix()}/{name}"
+            yield str(root / path), label, source, writer, path, problem
         there = {file.name for file in _pictures(folder)} if folder.is_dir() else set()
-        if unlisted := there - listed:
+        unlisted = there - listed
+        missing = [name for name in sorted(listed - there) if "\0" in name or not (folder / name).exists()]
+        releases = "; are they of two releases? Take both from one" if unlisted and missing else ""
+        if missing:
+            warnings.warn(
+                f"{len(missing)} of {len(listed)} rows of {table} have no picture in {folder.name}, {missing[0]} first; "
+                f"they stay, with the reason in error{releases}",
+                stacklevel=4,
+            )
+        if unlisted:
             warnings.warn(
                 f"{len(unlisted)} pictures in {folder} have no row in {table.name} and are left out, {min(unlisted)} "
-                "first",
+                f"first{releases}",
                 stacklevel=4,
             )
 
@@ -238,16 +259,19 @@ def _csv_rows(table: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[
         raise ValueError(f"{table} is not in UTF-8; save it as CSV in UTF-8") from problem
     head = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text), delimiter=";" if head.count(";") > head.count(",") else ",")
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-    missing = [name for name in needed if name not in reader.fieldnames]
-    if missing:
-        raise ValueError(
-            f"{table} has no column {missing[0]!r}; its columns are {', '.join(reader.fieldnames) or 'none'}"
-        )
-    for row in reader:
-        cells = {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}
-        if any(cells.values()):  # spreadsheets leave rows of nothing but commas
-            yield reader.line_num, cells
+    try:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        missing = [name for name in needed if name not in reader.fieldnames]
+        if missing:
+            raise ValueError(
+                f"{table} has no column {missing[0]!r}; its columns are {', '.join(reader.fieldnames) or 'none'}"
+            )
+        for row in reader:
+            cells = {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}
+            if any(cells.values()):  # spreadsheets leave rows of nothing but commas
+                yield reader.line_num, cells
+    except csv.Error as problem:
+        raise ValueError(f"{table}, near line {reader.line_num}: {problem}; is a quotation mark left open?") from None
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
@@ -258,9 +282,15 @@ def _pictures(folder: Path) -> Iterator[Path]:
 def _folder_rows(root: Path) -> Iterator[tuple]:
     for label in range(10):
         folder = root / str(label)
-        if folder.is_dir():
-            for file in _pictures(folder):
-                yield str(file), label, root.name, "", file.relative_to(root).as_posix(), None
+        if not folder.is_dir():
+            continue
+        pictures = list(_pictures(folder))
+        if not pictures:
+            warnings.warn(f"the class folder {folder} has no picture in it", stacklevel=4)
+        for file in pictures:
+            shown = os.fsencode(file.name).decode("utf8", "backslashreplace")
+            problem = None if shown == file.name else "its name is not in UTF-8; rename the file"
+            yield None if problem else str(file), label, root.name, "", f"{label}/{shown}", problem
 
 
 # -- sampling and splitting ------------------------------------------------------------------------------------------

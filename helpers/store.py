@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -332,7 +333,9 @@ def _joined(small: pd.DataFrame, schema: StructType, files: list[Path], spark: S
     """The frame's other columns, as they came with the keys, beside the stored features."""
     rows = spark.createDataFrame(small.astype(object).where(small.notna(), None), schema)
     reader = spark.read.schema("image_key string, features array<float>")
-    stored = reader.option("parquet.page.verify-checksum.enabled", "true").parquet(*map(str, files))
+    # Spark takes a path for a pattern
+    paths = [re.sub(r"[\\{}\[\]*?]", r"\\\g<0>", str(file)) for file in files]
+    stored = reader.option("parquet.page.verify-checksum.enabled", "true").parquet(*paths)
     features = stored.dropDuplicates(["image_key"]).select(
         F.col("image_key").alias(KEY), array_to_vector(F.col("features").cast("array<double>")).alias(output)
     )
