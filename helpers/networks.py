@@ -322,9 +322,9 @@ def _downloads(what: str, instead: str) -> Iterator[None]:
     try:
         yield
     except Exception as problem:  # Keras' get_file raises plain Exception when a download fails; anything else goes on
-        if "URL fetch failure" not in str(problem) and not isinstance(
-            problem, OSError
-        ):  # OSError: a download that broke off
+        # OSError: a download that broke off; a file of another digest is a ValueError, and is not used
+        known = isinstance(problem, OSError) or re.search("URL fetch failure|corrupted file", str(problem))
+        if not known:
             raise
         reason = _first_line(problem)[:200]
         raise WeightsUnavailable(

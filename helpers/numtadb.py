@@ -240,8 +240,8 @@ def _kaggle_rows(root: Path, tables: list[Path]) -> Iterator[tuple]:
         releases = "; are they of two releases? Take both from one" if unlisted and missing else ""
         if missing:
             warnings.warn(
-                f"{len(missing)} of {len(listed)} rows of {table} have no picture in {folder.name}, {missing[0]} first; "
-                f"they stay, with the reason in error{releases}",
+                f"{len(missing)} of {len(listed)} rows of {table} have no picture in {folder.name}, {missing[0]} first;"
+                f" they stay, with the reason in error{releases}",
                 stacklevel=4,
             )
         if unlisted:
@@ -483,7 +483,9 @@ def download_numtadb() -> Path:
     try:
         list_digits(folder)
     except ValueError as problem:
-        raise DownloadFailed(f"what Kaggle sent is not NumtaDB as this project knows it: {problem}") from problem
+        raise DownloadFailed(
+            f"what Kaggle sent is not NumtaDB as this project knows it: {problem}; delete {folder} to have it sent again"
+        ) from problem
     return folder
 
 

@@ -43,15 +43,15 @@ def test_a_jpeg_named_png_is_read_as_a_jpeg(tmp_path):
 
 def test_any_shape_of_picture_gives_features(spark, tmp_path):
     """In one frame: those of the picture made small beforehand, to the last bit."""
-    shapes = [(1, 1, 3), (1, 5000, 3), (5000, 1, 1), (10, 10, 4), (4000, 3000, 1), (40, 30, 3)]
+    shapes = [(1, 1, 3), (1, 5000, 3), (5000, 1, 1), (10, 10, 4), (500, 4000, 3), (40, 30, 3)]
+    pictures = [picture(number, *shape) for number, shape in enumerate(shapes)]
+    pictures.append(pictures[-1].resize((4000, 4000)))
     (tmp_path / "3").mkdir()
-    for number, shape in enumerate(shapes):
-        picture(number, *shape).save(tmp_path / "3" / f"{number}.png", compress_level=1)
+    for number, image in enumerate(pictures):
+        image.save(tmp_path / "3" / f"{number}.png", compress_level=1)
     stage = DeepImageFeaturizer(**FAST)
     found = features_by_path(stage.transform(read_digits(tmp_path)))
-    small = [
-        picture(n, *shape).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR) for n, shape in enumerate(shapes)
-    ]
+    small = [image.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR) for image in pictures]
     expected = stage.transform(image_frame(spark, small)).orderBy("number").collect()
     assert [found[f"3/{row.number}.png"] for row in expected] == [row.features.toArray().tolist() for row in expected]
 
