@@ -467,6 +467,7 @@ def download_numtadb() -> Path:
         DownloadFailed: Kaggle cannot be reached, or what came is no NumtaDB.
     """
     import kagglehub
+    from kagglehub.config import get_cache_folder
     from kagglehub.exceptions import DataCorruptionError
 
     help_ = (
@@ -477,6 +478,9 @@ def download_numtadb() -> Path:
         folder = Path(kagglehub.dataset_download(KAGGLE_HANDLE))
     # OSError: no way there or a refusal; the others: something else answered, or the file came damaged
     except (OSError, ValueError, zipfile.BadZipFile, tarfile.TarError, DataCorruptionError) as problem:
+        if not isinstance(problem, OSError):  # it came whole and is of no use; a part is gone on with the next time
+            for archive in Path(get_cache_folder(), "datasets", KAGGLE_HANDLE).glob("*.archive"):
+                archive.unlink()
         raise DownloadFailed(
             f"NumtaDB could not be downloaded from Kaggle ({type(problem).__name__}): {help_}"
         ) from problem
@@ -484,7 +488,7 @@ def download_numtadb() -> Path:
         list_digits(folder)
     except ValueError as problem:
         raise DownloadFailed(
-            f"what Kaggle sent is not NumtaDB as this project knows it: {problem}; delete {folder} to have it sent again"
+            f"what Kaggle sent is not NumtaDB as this project knows it: {problem}; delete {folder} and try again"
         ) from problem
     return folder
 
