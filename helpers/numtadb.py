@@ -19,6 +19,7 @@ import re
 import stat
 import struct
 import tarfile
+import textwrap
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -56,6 +57,8 @@ IMAGE_TYPE = T.StructType(
     ]
 )
 ARROW_IMAGE = to_arrow_type(IMAGE_TYPE)
+ARROW_BYTES = 2**28  # of pictures that a worker is to hold together; Arrow itself ends at 2 GiB
+ROWS_TOGETHER = "spark.sql.execution.arrow.maxRecordsPerBatch"
 _CV_MODES = {1: 0, 3: 16, 4: 24}  # OpenCV's CV_8UC1, CV_8UC3, CV_8UC4, as in ImageSchema.ocvTypes
 
 
@@ -131,6 +134,28 @@ def read_file(path: str) -> tuple[dict | None, str | None]:
         return None, f"the picture is broken: {problem}"
 
 
+def _pixel_bytes(path: str) -> int:
+    """Bytes of a picture in Spark's image struct, by its file's header; 0 where it has none."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as picture:
+                return picture.width * picture.height * max(3, len(picture.getbands()))
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
+        return 0
+
+
+def _fit_batches(spark: SparkSession, files: list[str]) -> None:
+    """Have workers take fewer rows at a time where pictures are large, by a look at a hundred of them."""
+    largest = max(map(_pixel_bytes, files[:: max(1, len(files) // 100)]), default=0)
+    rows = max(1, ARROW_BYTES // max(1, largest))
+    now = int(spark.conf.get(ROWS_TOGETHER))
+    if now <= 0 or rows < now:
+        spark.conf.set(ROWS_TOGETHER, str(rows))
+
+
 def _origin(path: str) -> str:
     """The file's address as Spark's image source writes it: java.net.URI escapes what it must in ASCII, no more."""
     return "file://" + re.sub(r'[\x00-\x20"#%<>?\[\\\]^`{|}\x7f]', lambda found: quote(found[0]), path)
@@ -164,9 +189,10 @@ def read_digits(root: str | Path | None = None) -> DataFrame:
         ``image`` (Spark's image struct: origin, height, width, nChannels, mode, data), ``label`` (int, 0–9), ``source``
         (string, the folder), ``writer`` (string, source and scan id, empty where unknown), ``path`` (string, within
         ``root``), ``error`` (string). A picture that cannot be read, a CSV row without its file or with a label that is
-        no digit stays as a row:
-            null image, reason in ``error``. How many rows have no file, how many files no row, and which class folder
-            is empty, warnings say.
+        no digit stays as a row: null image, reason in ``error``.
+
+    Warnings say how many rows have no file, how many files no row, and which class folder is empty. Where pictures are
+    large, the session's ``maxRecordsPerBatch`` is lowered, so that workers do not hold too many of them.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -180,6 +206,7 @@ def read_digits(root: str | Path | None = None) -> DataFrame:
     rows = list_digits(root)
     spark = SparkSession.getActiveSession() or start_spark()
     ship_package(spark)
+    _fit_batches(spark, [row[0] for row in rows if row[5] is None])
     table = pd.DataFrame(rows, columns=["file", "label", "source", "writer", "path", "problem"])
     table["label"] = table["label"].astype("Int32")
     schema = "file string, label int, source string, writer string, path string, problem string"
@@ -263,9 +290,8 @@ def _csv_rows(table: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[
         reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
         missing = [name for name in needed if name not in reader.fieldnames]
         if missing:
-            raise ValueError(
-                f"{table} has no column {missing[0]!r}; its columns are {', '.join(reader.fieldnames) or 'none'}"
-            )
+            columns = textwrap.shorten(", ".join(reader.fieldnames), 200, placeholder=" …") or "none"
+            raise ValueError(f"{table} has no column {missing[0]!r}; its columns are {columns}")
         for row in reader:
             cells = {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}
             if any(cells.values()):  # spreadsheets leave rows of nothing but commas
