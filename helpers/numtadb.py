@@ -57,7 +57,7 @@ IMAGE_TYPE = T.StructType(
     ]
 )
 ARROW_IMAGE = to_arrow_type(IMAGE_TYPE)
-ARROW_BYTES = 2**28  # of pictures that a worker is to hold together; Arrow itself ends at 2 GiB
+ARROW_BYTES = 2**27  # of pictures that a worker is to hold together; Arrow itself ends at 2 GiB
 ROWS_TOGETHER = "spark.sql.execution.arrow.maxRecordsPerBatch"
 _CV_MODES = {1: 0, 3: 16, 4: 24}  # OpenCV's CV_8UC1, CV_8UC3, CV_8UC4, as in ImageSchema.ocvTypes
 

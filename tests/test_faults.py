@@ -1,17 +1,28 @@
 """What dies in the middle: the features are those of an undisturbed run, or the next run goes on from a clean state."""
 
+import json
 import os
+import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import FAST
+from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
+from papermill.parameterize import parameterize_notebook
 from test_store import computed, digits, small_batches, undisturbed  # noqa: F401
 
 from helpers import featurizer
 from helpers.featurizer import DeepImageFeaturizer
-from helpers.store import featurize, folder_of
+from helpers.networks import article
+from helpers.numtadb import read_digits, sample_per_class
+from helpers.store import _keys, featurize, fingerprint, folder_of
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
 @pytest.fixture
@@ -97,3 +108,52 @@ def test_two_runs_on_one_store_at_the_same_time(spark, stage, tmp_path, network_
     again = featurize(digits(spark, range(9)), stage, tmp_path / "store").collect()
     assert [row.features for row in again] == expected and computed(network_runs) == 0
     assert left_over(tmp_path / "store", stage) == []
+
+
+@pytest.mark.load
+def test_notebook_02_goes_on_after_its_kernel_was_killed(spark, tmp_path, network_runs):
+    """Up to the first features; killed as soon as some of them, and not all, are stored."""
+    numbers = {"PER_CLASS": 3, "BUILD": str(tmp_path / "build")}
+    store, stage = tmp_path / "build" / "features", article("glyphs").featurizer()
+    digits = sample_per_class(read_digits(), 3)
+    folder = folder_of(store, stage)
+
+    def course() -> nbformat.NotebookNode:
+        notebook = nbformat.read(NOTEBOOKS / "02_inception_features.ipynb", as_version=4)
+        sources = [cell.source for cell in notebook.cells]
+        (last,) = (
+            place for place, source in enumerate(sources) if source.startswith(("from helpers.store import feat",))
+        )
+        notebook.cells = notebook.cells[: last + 1]
+        return parameterize_notebook(notebook, numbers)
+
+    def client(notebook: nbformat.NotebookNode, **hooks: object) -> NotebookClient:
+        return NotebookClient(
+            notebook, resources={"metadata": {"path": str(NOTEBOOKS)}}, kernel_name="python3", **hooks
+        )
+
+    def kill(cell: nbformat.NotebookNode, cell_index: int) -> None:
+        def wait() -> None:
+            last = time.monotonic() + 300
+            while not list((folder / "features").glob("[!.]*.parquet")) and time.monotonic() < last:
+                time.sleep(0.01)
+            os.kill(killed.km.provisioner.pid, signal.SIGKILL)
+
+        if cell_index == len(killed.nb.cells) - 1:
+            threading.Thread(target=wait).start()
+
+    killed = client(course(), on_cell_start=kill)
+    with pytest.raises(DeadKernelError):
+        killed.execute()
+    settings = json.dumps(fingerprint(stage), sort_keys=True)
+    finished = _keys(folder, settings)
+    assert 0 < len(finished) < 30
+    again = course()
+    client(again).execute()
+    assert again.cells[-1].outputs[0].text.startswith("30 images, ")
+    made = [json.loads(file.read_text())["images"] for file in (folder / "runs").iterdir()]
+    assert len(made) == 1 and made[0] <= 30 - len(finished), "only what was missing"
+
+    stored = [row.features for row in featurize(digits, stage, store).collect()]
+    assert computed(network_runs) == 0
+    assert stored == [row.features for row in featurize(digits, stage, tmp_path / "undisturbed").collect()]
