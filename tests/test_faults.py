@@ -13,6 +13,7 @@ import pytest
 from conftest import FAST
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from test_store import computed, digits, small_batches, undisturbed  # noqa: F401
 
@@ -119,7 +120,7 @@ def test_notebook_02_goes_on_after_its_kernel_was_killed(spark, tmp_path, networ
     folder = folder_of(store, stage)
 
     def course() -> nbformat.NotebookNode:
-        notebook = nbformat.read(NOTEBOOKS / "02_inception_features.ipynb", as_version=4)
+        notebook = load_notebook_node(str(NOTEBOOKS / "02_inception_features.ipynb"))
         sources = [cell.source for cell in notebook.cells]
         (last,) = (
             place for place, source in enumerate(sources) if source.startswith(("from helpers.store import feat",))

@@ -1,4 +1,4 @@
-"""Does memory grow with the number of images? 20,000 files through the default recipe: ``python tests/benchmarks/load.py``.
+"""Does memory grow with the number of images? 20,000 through the default recipe: ``python tests/benchmarks/load.py``.
 
 The files are the sample's digits, again and again, no two alike: a pattern in a corner counts them. They are read and
 featurized into a store by one call; meanwhile the proportional set sizes of driver, JVM and Python workers are added up
