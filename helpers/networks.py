@@ -23,7 +23,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -749,6 +749,13 @@ class Recipe:
     max_iter: int
     reg_param: float
     elastic_net_param: float
+
+    def replaced(self, layer: str | Sequence[str] | None = None, image_size: int | None = None) -> Recipe:
+        """The same settings with another layer, or several, and another size of images in pixels; ``None`` leaves what
+        there is.
+        """
+        layers = (layer,) if isinstance(layer, str) else tuple(layer or ())
+        return replace(self, layer=layers or self.layer, image_size=image_size or self.image_size)
 
     def featurizer(self, **more: object) -> DeepImageFeaturizer:
         """The featurizing stage; ``more`` goes to it as it is."""
