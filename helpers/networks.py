@@ -758,7 +758,10 @@ class Recipe:
         return replace(self, layer=layers or self.layer, image_size=image_size or self.image_size)
 
     def featurizer(self, **more: object) -> DeepImageFeaturizer:
-        """The featurizing stage; ``more`` goes to it as it is."""
+        """The featurizing stage; ``more`` goes to it as it is.
+
+        It skips images that give no features, as the classifier behind it takes no nulls; the store keeps their rows.
+        """
         from helpers.featurizer import DeepImageFeaturizer
 
         return DeepImageFeaturizer(
@@ -768,6 +771,7 @@ class Recipe:
                 "layer": list(self.layer) if self.layer else None,
                 "pooling": self.pooling,
                 "imageSize": self.image_size,
+                "handleInvalid": "skip",
                 **more,
             }
         )
