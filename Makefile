@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run data lab test further exercises solutions test-browser navigation site check clean distclean lock sample \
+.PHONY: help run data lab test test-load further exercises solutions test-browser navigation site check clean distclean lock sample \
   pretrain bench force
 
 VENV := .venv
@@ -46,6 +46,9 @@ test: $(VENV)/.ready ## lint, then all tests and the notebooks' stored outputs
 	$(PY) -m ruff check .
 	$(PY) -m pytest $(PYTEST_OPTIONS) tests $(NOTEBOOKS) $(NBVAL) --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval.cfg
+
+test-load: $(VENV)/.ready ## the tests that take minutes each: 20,000 images, photographs, a killed kernel
+	$(PY) -m pytest $(PYTEST_OPTIONS) -m load tests
 
 further: $(VENV)/.ready ## the same comparison for the notebooks from 05 on
 	$(PY) -m pytest $(PYTEST_OPTIONS) $(FURTHER) $(NBVAL) --nbval-current-env --nbval-sanitize-with tests/nbval.cfg

@@ -330,9 +330,9 @@ def _downloads(what: str, instead: str) -> Iterator[None]:
     try:
         yield
     except Exception as problem:  # Keras' get_file raises plain Exception when a download fails; anything else goes on
-        if "URL fetch failure" not in str(problem) and not isinstance(
-            problem, OSError
-        ):  # OSError: a download that broke off
+        # OSError: a download that broke off; a file of another digest is a ValueError, and is not used
+        known = isinstance(problem, OSError) or re.search("URL fetch failure|corrupted file", str(problem))
+        if not known:
             raise
         reason = _first_line(problem)[:200]
         raise WeightsUnavailable(
@@ -766,7 +766,10 @@ class Recipe:
         return replace(self, layer=layers or self.layer, image_size=image_size or self.image_size)
 
     def featurizer(self, **more: object) -> DeepImageFeaturizer:
-        """The featurizing stage; ``more`` goes to it as it is."""
+        """The featurizing stage; ``more`` goes to it as it is.
+
+        It skips images that give no features, as the classifier behind it takes no nulls; the store keeps their rows.
+        """
         from helpers.featurizer import DeepImageFeaturizer
 
         return DeepImageFeaturizer(
@@ -776,16 +779,17 @@ class Recipe:
                 "layer": list(self.layer) if self.layer else None,
                 "pooling": self.pooling,
                 "imageSize": self.image_size,
+                "handleInvalid": "skip",
                 **more,
             }
         )
 
     def classifier(self, **more: object) -> LogisticRegression:
         """Multinomial logistic regression with the recipe's settings; ``more`` goes to it as it is."""
-        from pyspark.ml.classification import LogisticRegression
+        from helpers.featurizer import FeatureClassifier
 
         settings = {"maxIter": self.max_iter, "regParam": self.reg_param, "elasticNetParam": self.elastic_net_param}
-        return LogisticRegression(**{"family": "multinomial", **settings, **more})
+        return FeatureClassifier(**{"family": "multinomial", **settings, **more})
 
 
 def article(weights: str = "imagenet", model_name: str = "InceptionV3") -> Recipe:

@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -121,11 +122,19 @@ def notebook_parameters(options: argparse.Namespace) -> dict[str, Any]:
     if options.data is not None:
         if not options.data.is_dir():
             raise FileNotFoundError(f"there is no folder {options.data} to read digits from")
+        from helpers.numtadb import list_digits  # here, as it imports Spark, which takes a second
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notebook 01 gives them
+            list_digits(options.data.resolve())
         given["DATA"] = str(options.data.resolve())
     file = networks.weights_file(name, options.weights or "glyphs")
     if options.weights:
         named = options.weights in ("glyphs", "imagenet", "random")
         given["WEIGHTS"] = options.weights if named else str(file.resolve())
+        if options.weights not in ("glyphs", "random"):
+            # notebook 02's first graph, which it finds made: weights that do not fit, or do not come, are told now
+            networks.export_graph(name, given["WEIGHTS"])
     if options.layer:
         layers = [layer.strip() for layer in options.layer.split(",")]
         known = networks.layer_names(name)
