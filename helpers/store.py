@@ -349,7 +349,7 @@ def _shown(digits: DataFrame, progress: Callable[[int, int], None] | None) -> It
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, unit=" images", leave=False) as bar:
+    with tqdm(total=total, unit=" images") as bar:
         yield lambda done: bar.update(done - bar.n)
 
 
