@@ -32,7 +32,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 from pyspark import SparkFiles, TaskContext, keyword_only
+from pyspark.errors import PySparkException
 from pyspark.ml import Transformer
+from pyspark.ml.classification import LogisticRegression, LogisticRegressionModel
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasInputCol, HasOutputCol
@@ -179,6 +181,13 @@ def to_layers(value: object) -> list[str] | None:
     return names or None
 
 
+def to_handling(value: object) -> str:
+    """Param converter of ``handleInvalid``: ``"keep"`` or ``"skip"``."""
+    if value not in ("keep", "skip"):
+        raise TypeError(f"handleInvalid takes 'keep' or 'skip', not {value!r}")
+    return value
+
+
 def to_size(value: object) -> int:
     """Param converter of whole numbers above 0."""
     number = TypeConverters.toInt(value)
@@ -210,6 +219,25 @@ def ship(spark: SparkSession, graph: Path) -> str:
     return graph.name
 
 
+def read_params(stage: _ImageStage, path: str, metadata: dict[str, Any]) -> None:
+    """Set a stage's uid and params from what was saved at ``path``.
+
+    Raises:
+        ValueError: another version of this package, with other params, saved it.
+    """
+    saved = metadata["paramMap"].keys() | metadata["defaultParamMap"].keys()
+    stage._resetUid(metadata["uid"])
+    try:
+        if unknown := sorted(saved - {param.name for param in stage.params}):
+            raise TypeError(f"{type(stage).__name__} has no param {unknown[0]!r}")
+        DefaultParamsReader.getAndSetParams(stage, metadata)
+    except TypeError as problem:
+        raise ValueError(
+            f"{path} was saved by another version of this package: {problem}; load it with that version, or make the "
+            "stage anew and save it"
+        ) from problem
+
+
 class _WeightsWriter(MLWriter):
     """Saves the params and, beside them, what the weights were."""
 
@@ -233,8 +261,7 @@ class _WeightsReader(MLReader):
     def load(self, path: str) -> _NetworkStage:
         metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
         stage = self.cls()
-        stage._resetUid(metadata["uid"])
-        DefaultParamsReader.getAndSetParams(stage, metadata)
+        read_params(stage, path, metadata)
         stage._saved_digest = metadata.get("weightsDigest")
         try:
             stage.weights_digest()
@@ -257,9 +284,13 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
         TypeConverters.toString,
     )
 
+    handleInvalid: Param[str] = Param(
+        Params._dummy(), "handleInvalid", "rows whose image gave nothing: keep them, or skip them", to_handling
+    )
+
     def __init__(self) -> None:
         super().__init__()
-        self._setDefault(inputCol="image", imageSize=None, batchSize=BATCH_SIZE, errorCol=None)
+        self._setDefault(inputCol="image", imageSize=None, batchSize=BATCH_SIZE, errorCol=None, handleInvalid="keep")
 
     # Spark's style of getters and setters
     def getImageSize(self) -> int | None:
@@ -270,6 +301,9 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
 
     def getErrorCol(self) -> str | None:
         return self.getOrDefault(self.errorCol)
+
+    def getHandleInvalid(self) -> str:
+        return self.getOrDefault(self.handleInvalid)
 
     def setInputCol(self, value: str) -> _ImageStage:
         return self._set(inputCol=value)
@@ -285,6 +319,9 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
 
     def setErrorCol(self, value: str | None) -> _ImageStage:
         return self._set(errorCol=value) if value is not None else self._clear_and_return(self.errorCol)
+
+    def setHandleInvalid(self, value: str) -> _ImageStage:
+        return self._set(handleInvalid=value)
 
     def _clear_and_return(self, param: Param) -> _ImageStage:
         self.clear(param)
@@ -349,12 +386,15 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
         made = f"{self.uid}__output"
         frame = dataset.withColumn(made, F.arrow_udf(featurize, result)(F.col(f"`{self.getInputCol()}`")))
         frame = frame.withColumn(self.getOutputCol(), self._column(F.col(f"`{made}`.output")))
-        if self.getErrorCol() is not None:
+        why, skip = f"{self.uid}__error", self.getHandleInvalid() == "skip"
+        if self.getErrorCol() is not None or skip:
             # a filter on this column would be pushed below the network, which then ran twice, but not past a regular
             # expression
             reason = F.col(f"`{made}`.error")
-            frame = frame.withColumn(self.getErrorCol(), F.when(reason.rlike(""), reason))
-        return frame.drop(made)
+            frame = frame.withColumn(self.getErrorCol() or why, F.when(reason.rlike(""), reason))
+        if skip:
+            frame = frame.where(F.col(f"`{self.getErrorCol() or why}`").isNull())
+        return frame.drop(made, why)
 
 
 class _NetworkStage(_ImageStage):
@@ -447,6 +487,8 @@ class DeepImageFeaturizer(_NetworkStage):
         imageSize: height and width in pixels the network sees; ``None`` is the network's own size.
         batchSize: images that go through the network together; features do not depend on it.
         errorCol: column for the reason where an image gave null features; ``None`` is no such column.
+        handleInvalid: ``"keep"`` a row whose image gave none, with null features, or ``"skip"`` it, as a classifier
+            behind this stage in a Pipeline needs it.
 
     An image that cannot be used (null, empty, bytes that do not fit) gets null features, and the job goes on.
 
@@ -482,6 +524,7 @@ class DeepImageFeaturizer(_NetworkStage):
         imageSize: int | None = None,
         batchSize: int = BATCH_SIZE,
         errorCol: str | None = None,
+        handleInvalid: str = "keep",
     ) -> None:
         super().__init__()
         self._setDefault(outputCol="features", layer=None, pooling="avg")
@@ -568,6 +611,7 @@ class DeepImagePredictor(_Classes, _NetworkStage):
         imageSize: int | None = None,
         batchSize: int = BATCH_SIZE,
         errorCol: str | None = None,
+        handleInvalid: str = "keep",
         decodePredictions: bool = False,
         topK: int = 5,
     ) -> None:
@@ -584,6 +628,27 @@ class DeepImagePredictor(_Classes, _NetworkStage):
 
     def class_names(self) -> list[tuple[str, str]]:
         return networks.class_names(self.getModelName(), self.getWeights()) or networks.imagenet_classes()
+
+
+class FeatureClassifier(LogisticRegression):
+    """Spark's logistic regression, which says how many rows have null features where it cannot be fitted for them.
+
+    Raises, in ``fit``:
+        ValueError: null features.
+    """
+
+    def _fit(self, dataset: DataFrame) -> LogisticRegressionModel:
+        try:
+            return super()._fit(dataset)
+        except PySparkException:
+            column = self.getFeaturesCol()
+            if not (nulls := dataset.where(F.col(column).isNull()).count()):
+                raise
+            rows = dataset.count()
+        raise ValueError(
+            f"column {column!r} is null in {nulls} of {rows} rows, whose images gave no features; leave them out by "
+            f'.where("{column} IS NOT NULL"), or in a Pipeline by handleInvalid="skip" of the featurizer'
+        )
 
 
 # -- any other Keras model -------------------------------------------------------------------------------------------
@@ -661,8 +726,7 @@ class _ModelReader(MLReader):
         if networks.model_digest(file) != metadata.get("modelDigest"):
             raise ValueError(f"{MODEL_FILE} in {path} is not the model that this stage was saved with")
         stage = self.cls()
-        stage._resetUid(metadata["uid"])
-        DefaultParamsReader.getAndSetParams(stage, metadata)
+        read_params(stage, path, metadata)
         return stage.setModel(file)
 
 
@@ -681,6 +745,7 @@ class KerasImageTransformer(_Classes):
         imageSize: height and width in pixels for a model that takes any; ``None`` is the model's own size.
         batchSize: images that go through the network together; the output does not depend on it.
         errorCol: column for the reason where an image gave nothing; ``None`` is no such column.
+        handleInvalid: ``"keep"`` a row whose image gave nothing, or ``"skip"`` it.
         decodePredictions: give the most probable classes, array<struct<class, description, probability>> in falling
             order (``class`` the number, ``description`` the name), instead of the vector. The model's output must be
             probabilities.
@@ -721,6 +786,7 @@ class KerasImageTransformer(_Classes):
         imageSize: int | None = None,
         batchSize: int = BATCH_SIZE,
         errorCol: str | None = None,
+        handleInvalid: str = "keep",
         decodePredictions: bool = False,
         topK: int = 5,
     ) -> None:

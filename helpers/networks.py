@@ -23,7 +23,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +59,8 @@ class Network:
         minimum_size: smallest height and width it accepts, in pixels.
         last_layer: its last layer below the classification head.
         preprocessing: ``"tf"`` (RGB, x / 127.5 - 1) or ``"caffe"`` (BGR, minus ImageNet's mean), as in Keras.
+        worker_mib, mib_per_megapixel: memory of a worker that runs it up to its last layer, as a line over the area of
+            an image, by ``python tests/benchmarks/network_memory.py``.
     """
 
     name: str
@@ -66,16 +68,22 @@ class Network:
     minimum_size: int
     last_layer: str
     preprocessing: str
+    worker_mib: int
+    mib_per_megapixel: int
+
+    def worker_memory(self, image_size: int | None = None) -> float:
+        """MiB that a worker takes with images of this height and width, or of the network's own."""
+        return self.worker_mib + self.mib_per_megapixel * (image_size or self.image_size) ** 2 / 1e6
 
 
 NETWORKS = {
     n.name: n
     for n in (
-        Network("InceptionV3", 299, 75, "mixed10", "tf"),
-        Network("Xception", 299, 71, "block14_sepconv2_act", "tf"),
-        Network("ResNet50", 224, 32, "conv5_block3_out", "caffe"),
-        Network("VGG16", 224, 32, "block5_pool", "caffe"),
-        Network("VGG19", 224, 32, "block5_pool", "caffe"),
+        Network("InceptionV3", 299, 75, "mixed10", "tf", 310, 968),
+        Network("Xception", 299, 71, "block14_sepconv2_act", "tf", 324, 1531),
+        Network("ResNet50", 224, 32, "conv5_block3_out", "caffe", 298, 557),
+        Network("VGG16", 224, 32, "block5_pool", "caffe", 260, 2002),
+        Network("VGG19", 224, 32, "block5_pool", "caffe", 311, 1948),
     )
 }
 
@@ -322,9 +330,9 @@ def _downloads(what: str, instead: str) -> Iterator[None]:
     try:
         yield
     except Exception as problem:  # Keras' get_file raises plain Exception when a download fails; anything else goes on
-        if "URL fetch failure" not in str(problem) and not isinstance(
-            problem, OSError
-        ):  # OSError: a download that broke off
+        # OSError: a download that broke off; a file of another digest is a ValueError, and is not used
+        known = isinstance(problem, OSError) or re.search("URL fetch failure|corrupted file", str(problem))
+        if not known:
             raise
         reason = _first_line(problem)[:200]
         raise WeightsUnavailable(
@@ -750,8 +758,18 @@ class Recipe:
     reg_param: float
     elastic_net_param: float
 
+    def replaced(self, layer: str | Sequence[str] | None = None, image_size: int | None = None) -> Recipe:
+        """The same settings with another layer, or several, and another size of images in pixels; ``None`` leaves what
+        there is.
+        """
+        layers = (layer,) if isinstance(layer, str) else tuple(layer or ())
+        return replace(self, layer=layers or self.layer, image_size=image_size or self.image_size)
+
     def featurizer(self, **more: object) -> DeepImageFeaturizer:
-        """The featurizing stage; ``more`` goes to it as it is."""
+        """The featurizing stage; ``more`` goes to it as it is.
+
+        It skips images that give no features, as the classifier behind it takes no nulls; the store keeps their rows.
+        """
         from helpers.featurizer import DeepImageFeaturizer
 
         return DeepImageFeaturizer(
@@ -761,16 +779,17 @@ class Recipe:
                 "layer": list(self.layer) if self.layer else None,
                 "pooling": self.pooling,
                 "imageSize": self.image_size,
+                "handleInvalid": "skip",
                 **more,
             }
         )
 
     def classifier(self, **more: object) -> LogisticRegression:
         """Multinomial logistic regression with the recipe's settings; ``more`` goes to it as it is."""
-        from pyspark.ml.classification import LogisticRegression
+        from helpers.featurizer import FeatureClassifier
 
         settings = {"maxIter": self.max_iter, "regParam": self.reg_param, "elasticNetParam": self.elastic_net_param}
-        return LogisticRegression(**{"family": "multinomial", **settings, **more})
+        return FeatureClassifier(**{"family": "multinomial", **settings, **more})
 
 
 def article(weights: str = "imagenet", model_name: str = "InceptionV3") -> Recipe:
@@ -787,5 +806,16 @@ def recipe(weights: str = "glyphs", model_name: str = "InceptionV3") -> Recipe:
     return Recipe("improved recipe", model_name, weights, layer, "avg", size, 200, penalty, 0.0)
 
 
+def export_course() -> None:
+    """Make the graphs of the article's settings and of the recipe, with the embedded weights, so that no notebook waits
+    for them: ``python -m helpers.networks``, once, where the course is installed.
+    """
+    for made in (article("glyphs"), recipe("glyphs")):
+        export_graph(made.model_name, made.weights, made.layer or (), made.pooling, made.image_size)
+
+
 if __name__ == "__main__":
-    {"export": _export, "export_model": _export_model, "classes": _classes}[sys.argv[1]](json.load(sys.stdin))
+    if len(sys.argv) == 1:
+        export_course()
+    else:
+        {"export": _export, "export_model": _export_model, "classes": _classes}[sys.argv[1]](json.load(sys.stdin))

@@ -14,14 +14,17 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import os
 import re
+import stat
 import struct
 import tarfile
+import textwrap
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 import numpy as np
@@ -41,6 +44,7 @@ SAMPLE = data_folder() / "sample"
 KAGGLE_HANDLE = "BengaliAI/numta"
 SUFFIXES = {".png", ".jpg", ".jpeg"}
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF")  # what a file may really hold, as for Spark's image source
+LARGEST_FILE = 2**30  # bytes; a picture of as many pixels as Pillow takes for honest has fewer, at eight bytes a pixel
 # ImageSchema.columnSchema of pyspark.ml.image, which only a running session can tell
 IMAGE_TYPE = T.StructType(
     [
@@ -53,6 +57,8 @@ IMAGE_TYPE = T.StructType(
     ]
 )
 ARROW_IMAGE = to_arrow_type(IMAGE_TYPE)
+ARROW_BYTES = 2**27  # of pictures that a worker is to hold together; Arrow itself ends at 2 GiB
+ROWS_TOGETHER = "spark.sql.execution.arrow.maxRecordsPerBatch"
 _CV_MODES = {1: 0, 3: 16, 4: 24}  # OpenCV's CV_8UC1, CV_8UC3, CV_8UC4, as in ImageSchema.ocvTypes
 
 
@@ -108,6 +114,11 @@ def image_struct(picture: Image.Image, origin: str) -> dict:
 def read_file(path: str) -> tuple[dict | None, str | None]:
     """(image struct, ``None``) of a picture file, or (``None``, why it cannot be had)."""
     try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # reading one may never end
+            return None, "is a pipe or a device"
+        if found.st_size > LARGEST_FILE:
+            return None, f"the file has {found.st_size} bytes, more than any picture"
         raw = Path(path).read_bytes()
     except OSError as problem:
         return None, f"{problem.strerror or type(problem).__name__}".lower()
@@ -121,6 +132,28 @@ def read_file(path: str) -> tuple[dict | None, str | None]:
         return None, f"the picture has more than {Image.MAX_IMAGE_PIXELS} pixels"
     except (OSError, SyntaxError, ValueError, struct.error) as problem:
         return None, f"the picture is broken: {problem}"
+
+
+def _pixel_bytes(path: str) -> int:
+    """Bytes of a picture in Spark's image struct, by its file's header; 0 where it has none."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as picture:
+                return picture.width * picture.height * max(3, len(picture.getbands()))
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
+        return 0
+
+
+def _fit_batches(spark: SparkSession, files: list[str]) -> None:
+    """Have workers take fewer rows at a time where pictures are large, by a look at a hundred of them."""
+    largest = max(map(_pixel_bytes, files[:: max(1, len(files) // 100)]), default=0)
+    rows = max(1, ARROW_BYTES // max(1, largest))
+    now = int(spark.conf.get(ROWS_TOGETHER))
+    if now <= 0 or rows < now:
+        spark.conf.set(ROWS_TOGETHER, str(rows))
 
 
 def _origin(path: str) -> str:
@@ -156,8 +189,10 @@ def read_digits(root: str | Path | None = None) -> DataFrame:
         ``image`` (Spark's image struct: origin, height, width, nChannels, mode, data), ``label`` (int, 0–9), ``source``
         (string, the folder), ``writer`` (string, source and scan id, empty where unknown), ``path`` (string, within
         ``root``), ``error`` (string). A picture that cannot be read, a CSV row without its file or with a label that is
-        no digit stays as a row: null
-            image, reason in ``error``.
+        no digit stays as a row: null image, reason in ``error``.
+
+    Warnings say how many rows have no file, how many files no row, and which class folder is empty. Where pictures are
+    large, the session's ``maxRecordsPerBatch`` is lowered, so that workers do not hold too many of them.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -171,6 +206,7 @@ def read_digits(root: str | Path | None = None) -> DataFrame:
     rows = list_digits(root)
     spark = SparkSession.getActiveSession() or start_spark()
     ship_package(spark)
+    _fit_batches(spark, [row[0] for row in rows if row[5] is None])
     table = pd.DataFrame(rows, columns=["file", "label", "source", "writer", "path", "problem"])
     table["label"] = table["label"].astype("Int32")
     schema = "file string, label int, source string, writer string, path string, problem string"
@@ -211,6 +247,7 @@ def _kaggle_rows(root: Path, tables: list[Path]) -> Iterator[tuple]:
             name, digit = row["filename"], row["digit"]
             if not name:
                 raise ValueError(f"{table}, line {line}: there is no filename")
+            name = PurePosixPath(name).as_posix()
             if name in listed:  # twice the same picture, it could be on both sides of a split
                 warnings.warn(
                     f"{table}, line {line}: {name} is there a second time; its first row counts", stacklevel=4
@@ -220,13 +257,24 @@ def _kaggle_rows(root: Path, tables: list[Path]) -> Iterator[tuple]:
             label = int(digit) if digit in set("0123456789") else None
             writer = f"{source}/{row['scanid']}" if row.get("scanid") else ""
             problem = None if label is not None else f"label {digit!r} is not a digit 0 to 9"
-            file = folder / name
-            yield str(file), label, source, writer, file.relative_to(root).as_posix(), problem
+            if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+                problem = f"filename {name!r} names no file in {folder.name}"
+            path = f"{folder.relative_to(root).as_posix()}/{name}"
+            yield str(root / path), label, source, writer, path, problem
         there = {file.name for file in _pictures(folder)} if folder.is_dir() else set()
-        if unlisted := there - listed:
+        unlisted = there - listed
+        missing = [name for name in sorted(listed - there) if "\0" in name or not (folder / name).exists()]
+        releases = "; are they of two releases? Take both from one" if unlisted and missing else ""
+        if missing:
+            warnings.warn(
+                f"{len(missing)} of {len(listed)} rows of {table} have no picture in {folder.name}, {missing[0]} first;"
+                f" they stay, with the reason in error{releases}",
+                stacklevel=4,
+            )
+        if unlisted:
             warnings.warn(
                 f"{len(unlisted)} pictures in {folder} have no row in {table.name} and are left out, {min(unlisted)} "
-                "first",
+                f"first{releases}",
                 stacklevel=4,
             )
 
@@ -238,16 +286,18 @@ def _csv_rows(table: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[
         raise ValueError(f"{table} is not in UTF-8; save it as CSV in UTF-8") from problem
     head = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text), delimiter=";" if head.count(";") > head.count(",") else ",")
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-    missing = [name for name in needed if name not in reader.fieldnames]
-    if missing:
-        raise ValueError(
-            f"{table} has no column {missing[0]!r}; its columns are {', '.join(reader.fieldnames) or 'none'}"
-        )
-    for row in reader:
-        cells = {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}
-        if any(cells.values()):  # spreadsheets leave rows of nothing but commas
-            yield reader.line_num, cells
+    try:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        missing = [name for name in needed if name not in reader.fieldnames]
+        if missing:
+            columns = textwrap.shorten(", ".join(reader.fieldnames), 200, placeholder=" …") or "none"
+            raise ValueError(f"{table} has no column {missing[0]!r}; its columns are {columns}")
+        for row in reader:
+            cells = {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}
+            if any(cells.values()):  # spreadsheets leave rows of nothing but commas
+                yield reader.line_num, cells
+    except csv.Error as problem:
+        raise ValueError(f"{table}, near line {reader.line_num}: {problem}; is a quotation mark left open?") from None
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
@@ -258,9 +308,15 @@ def _pictures(folder: Path) -> Iterator[Path]:
 def _folder_rows(root: Path) -> Iterator[tuple]:
     for label in range(10):
         folder = root / str(label)
-        if folder.is_dir():
-            for file in _pictures(folder):
-                yield str(file), label, root.name, "", file.relative_to(root).as_posix(), None
+        if not folder.is_dir():
+            continue
+        pictures = list(_pictures(folder))
+        if not pictures:
+            warnings.warn(f"the class folder {folder} has no picture in it", stacklevel=4)
+        for file in pictures:
+            shown = os.fsencode(file.name).decode("utf8", "backslashreplace")
+            problem = None if shown == file.name else "its name is not in UTF-8; rename the file"
+            yield None if problem else str(file), label, root.name, "", f"{label}/{shown}", problem
 
 
 # -- sampling and splitting ------------------------------------------------------------------------------------------
@@ -437,6 +493,7 @@ def download_numtadb() -> Path:
         DownloadFailed: Kaggle cannot be reached, or what came is no NumtaDB.
     """
     import kagglehub
+    from kagglehub.config import get_cache_folder
     from kagglehub.exceptions import DataCorruptionError
 
     help_ = (
@@ -447,13 +504,18 @@ def download_numtadb() -> Path:
         folder = Path(kagglehub.dataset_download(KAGGLE_HANDLE))
     # OSError: no way there or a refusal; the others: something else answered, or the file came damaged
     except (OSError, ValueError, zipfile.BadZipFile, tarfile.TarError, DataCorruptionError) as problem:
+        if not isinstance(problem, OSError):  # it came whole and is of no use; a part is gone on with the next time
+            for archive in Path(get_cache_folder(), "datasets", KAGGLE_HANDLE).glob("*.archive"):
+                archive.unlink()
         raise DownloadFailed(
             f"NumtaDB could not be downloaded from Kaggle ({type(problem).__name__}): {help_}"
         ) from problem
     try:
         list_digits(folder)
     except ValueError as problem:
-        raise DownloadFailed(f"what Kaggle sent is not NumtaDB as this project knows it: {problem}") from problem
+        raise DownloadFailed(
+            f"what Kaggle sent is not NumtaDB as this project knows it: {problem}; delete {folder} and try again"
+        ) from problem
     return folder
 
 

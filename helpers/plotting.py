@@ -676,6 +676,36 @@ def accuracy_by_layer(
 
 
 @_styled
+def network_runs(steps: pd.DataFrame, title: str | None = "Images through the network, step by step") -> Figure:
+    """What a network has to do for each way of working: a line a step, whose bar begins where the one above ends.
+
+    ``steps``: a row a step, in order, with ``way``, ``step`` (its name) and ``images`` (how many went through the
+    network for it, counted each time). ``ValueError``: a column is missing or there is no row.
+    """
+    _need_columns("network_runs", steps.columns, "way", "step", "images")
+    if steps.empty:
+        raise ValueError("network_runs: the table has no rows.")
+    ways = list(dict.fromkeys(steps["way"]))
+    lines = steps.assign(end=steps.groupby("way")["images"].cumsum()).reset_index(drop=True)
+    lines["place"] = lines.index + 0.8 * lines["way"].map(ways.index)  # a gap between two ways
+    fig, ax = plt.subplots(figsize=(8, 1 + 0.3 * (lines["place"].max() + 1)), layout="constrained")
+    for number, way in enumerate(ways):
+        own = lines[lines["way"] == way]
+        look = {"color": _light(_COLOURS[number]), "edgecolor": _INK, "linewidth": 0.8}
+        label = f"{way}: {own['images'].sum():,}"
+        ax.barh(own["place"], own["images"], left=own["end"] - own["images"], height=0.72, label=label, **look)
+    for line in lines.itertuples():
+        where = (line.end, line.place)
+        ax.annotate(f"{line.images:,}", where, xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.set_yticks(lines["place"], list(lines["step"]))
+    ax.set(ylim=(lines["place"].max() + 0.6, -0.6), xlim=(0, 1.08 * lines["end"].max()), xlabel="images", title=title)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+    ax.legend(loc="lower right", frameon=False)
+    return fig
+
+
+@_styled
 def loss_curve(
     histories: Mapping[str, Sequence[float]],
     log: bool = False,

@@ -647,14 +647,10 @@ def forget_finished_jobs(spark: SparkSession) -> None:
     """Let go of jobs that Spark 4.3 keeps although they are done: those of fits that CrossValidator or
     TrainValidationSplit ran side by side (``parallelism``), a gradient of the model's size each.
 
-    A search of some hundred fits fills a heap with them. Nothing happens while a job runs, nor where Spark's scheduler
-    keeps no such list.
+    A search of some hundred fits fills a heap with them. Nothing happens while a job runs, nor with another Spark.
     """
-    from py4j.protocol import Py4JError
-
-    if not spark.sparkContext.statusTracker().getActiveJobsIds():
-        with contextlib.suppress(Py4JError):  # another version of Spark
-            spark.sparkContext._jsc.sc().dagScheduler().activeQueryToJobs().entrySet().clear()
+    if spark.version.startswith("4.3.") and not spark.sparkContext.statusTracker().getActiveJobsIds():
+        spark.sparkContext._jsc.sc().dagScheduler().activeQueryToJobs().entrySet().clear()
 
 
 # What every worker imports; not OpenVINO, whose import starts a thread, which a fork would lose.

@@ -12,10 +12,12 @@ the driver puts the small files of a run together into one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -30,6 +32,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark import TaskContext
+from pyspark.errors import PythonException
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -211,10 +214,17 @@ def _tell(folder: Path, partition: int, attempt: int, images: int) -> None:
 
 
 def on_screen() -> bool:
-    """Is someone looking? In a terminal, or in a notebook of a Jupyter server, which names its sessions to the kernel;
-    not where nbval, papermill or nbconvert run a notebook.
+    """Is someone looking? In a notebook with a reader in front of it, or in a terminal.
+
+    nbval, papermill and nbconvert run a notebook without anybody to answer a question, and say so to the kernel.
     """
-    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+    if "IPython" in sys.modules:
+        from IPython import get_ipython
+
+        kernel = getattr(get_ipython(), "kernel", None)
+        if kernel is not None:
+            return bool(getattr(kernel, "_allow_stdin", False))
+    return sys.stderr.isatty()
 
 
 @contextmanager
@@ -274,6 +284,7 @@ def featurize(
     Raises:
         ValueError: a missing column, one that holds no images, an output that is there already, or no image at all.
         RuntimeError: executors wrote to a folder that this machine does not see.
+        OSError: the disk is full; what was finished is kept, and the same call goes on from there.
     """
     image, output = featurizer.getInputCol(), featurizer.getOutputCol()
     check_input(digits, image)
@@ -288,22 +299,36 @@ def featurize(
     store = F.arrow_udf(storing_function(network, str(folder), settings, run), "key string, stored boolean")
     keyed = digits.withColumn("__store", store(F.col(f"`{image}`"))).drop(image)
     keyed = keyed.withColumns({KEY: F.col("__store.key"), "__stored": F.col("__store.stored")}).drop("__store")
-    with _shown(digits, progress) as say, _watched(folder / "progress" / run, say):
-        small = keyed.toPandas()
-    seconds = time.perf_counter() - started
-
-    _put_together(folder, run, settings)
-    stored = small.pop("__stored").astype(bool)
-    if computed := set(small.loc[stored, KEY]) - there:
-        if lost := computed - _keys(folder, settings):
-            raise RuntimeError(
-                f"{len(lost)} images' features are not in {folder}: give a folder that all executors share"
-            )
-        write_atomically(folder / "settings.json", json.dumps(fingerprint(featurizer), indent=1, sort_keys=True))
-        write_atomically(folder / "runs" / f"{run}.json", json.dumps({"images": len(computed), "seconds": seconds}))
+    with _told_if_full(folder):
+        with _shown(digits, progress) as say, _watched(folder / "progress" / run, say):
+            small = keyed.toPandas()
+        seconds = time.perf_counter() - started
+        _put_together(folder, run, settings)
+        stored = small.pop("__stored").astype(bool)
+        if computed := set(small.loc[stored, KEY]) - there:
+            if lost := computed - _keys(folder, settings):
+                raise RuntimeError(
+                    f"{len(lost)} images' features are not in {folder}: give a folder that all executors share"
+                )
+            write_atomically(folder / "settings.json", json.dumps(fingerprint(featurizer), indent=1, sort_keys=True))
+            write_atomically(folder / "runs" / f"{run}.json", json.dumps({"images": len(computed), "seconds": seconds}))
     if not stored.any():
         raise ValueError("there is no image in this frame that could be featurized")
     return _joined(small, keyed.drop("__stored").schema, _files(folder), spark, output)
+
+
+@contextmanager
+def _told_if_full(folder: Path) -> Iterator[None]:
+    """One clear sentence where a full disk ends what the body does, on the driver or in a worker."""
+    try:
+        yield
+    except (OSError, PythonException) as problem:
+        if not any(f"[Errno {number}]" in str(problem) for number in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+    else:
+        return
+    told = "no space left while features were stored; those that were finished are kept: make room and run it again"
+    raise OSError(errno.ENOSPC, told, str(folder))
 
 
 def _new_run() -> str:
@@ -324,7 +349,7 @@ def _shown(digits: DataFrame, progress: Callable[[int, int], None] | None) -> It
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, unit=" images", leave=False) as bar:
+    with tqdm(total=total, unit=" images") as bar:
         yield lambda done: bar.update(done - bar.n)
 
 
@@ -332,7 +357,9 @@ def _joined(small: pd.DataFrame, schema: StructType, files: list[Path], spark: S
     """The frame's other columns, as they came with the keys, beside the stored features."""
     rows = spark.createDataFrame(small.astype(object).where(small.notna(), None), schema)
     reader = spark.read.schema("image_key string, features array<float>")
-    stored = reader.option("parquet.page.verify-checksum.enabled", "true").parquet(*map(str, files))
+    # Spark takes a path for a pattern
+    paths = [re.sub(r"[\\{}\[\]*?]", r"\\\g<0>", str(file)) for file in files]
+    stored = reader.option("parquet.page.verify-checksum.enabled", "true").parquet(*paths)
     features = stored.dropDuplicates(["image_key"]).select(
         F.col("image_key").alias(KEY), array_to_vector(F.col("features").cast("array<double>")).alias(output)
     )

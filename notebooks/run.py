@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,6 +34,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from helpers import networks
+from helpers.check import check_network
 
 HERE = Path(__file__).resolve().parent
 COURSE = ("01_load_numtadb", "02_inception_features", "03_logistic_regression", "04_evaluate")
@@ -59,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parameters = notebook_parameters(options)
     except (ValueError, OSError, networks.WeightsUnavailable) as problem:
         parser.error(str(problem))
+    network = networks.network(options.network or "InceptionV3")
+    # the article's settings run at the network's own size
+    fits = check_network(network.name, max(network.image_size, options.image_size or 0))
+    if not fits.ok:  # features of an earlier layer may do with less, so it is tried all the same
+        print(f"This may not fit into memory: {fits.found}; {fits.fix}.", file=sys.stderr)
     try:
         results = run_course(COURSE, HERE, options.build, parameters)
     except CourseError as problem:
@@ -115,11 +122,19 @@ def notebook_parameters(options: argparse.Namespace) -> dict[str, Any]:
     if options.data is not None:
         if not options.data.is_dir():
             raise FileNotFoundError(f"there is no folder {options.data} to read digits from")
+        from helpers.numtadb import list_digits  # here, as it imports Spark, which takes a second
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notebook 01 gives them
+            list_digits(options.data.resolve())
         given["DATA"] = str(options.data.resolve())
     file = networks.weights_file(name, options.weights or "glyphs")
     if options.weights:
         named = options.weights in ("glyphs", "imagenet", "random")
         given["WEIGHTS"] = options.weights if named else str(file.resolve())
+        if options.weights not in ("glyphs", "random"):
+            # notebook 02's first graph, which it finds made: weights that do not fit, or do not come, are told now
+            networks.export_graph(name, given["WEIGHTS"])
     if options.layer:
         layers = [layer.strip() for layer in options.layer.split(",")]
         known = networks.layer_names(name)

@@ -13,7 +13,6 @@ written, 1 where Spark failed, 2 for bad arguments.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 from pyspark.ml import PipelineModel
 
@@ -36,11 +35,8 @@ def main() -> None:
     options = parser.parse_args()
 
     try:
-        settings = recipe(options.weights, options.network)
-        if options.layer:
-            settings = replace(settings, layer=tuple(options.layer.split(",")))
-        if options.image_size:
-            settings = replace(settings, image_size=options.image_size)
+        layers = options.layer.split(",") if options.layer else None
+        settings = recipe(options.weights, options.network).replaced(layers, options.image_size)
         spark = start_spark("digits")  # the master, and what else the cluster needs, is spark-submit's affair
         digits = read_digits(options.data)
         if options.per_class is not None:

@@ -160,17 +160,17 @@ def test_ratios_are_of_the_same_round(benchmark):
 
 
 def test_the_readme_has_the_marks_and_only_what_is_between_them_changes(benchmark):
-    bench, measuring = benchmark("bench"), benchmark("measuring")
-    first = measuring.between_marks(README, bench.MARKS, "one\ntwo\n")
+    bench, recording = benchmark("bench"), benchmark("recording")
+    first = recording.between_marks(README, bench.MARKS, "one\ntwo\n")
     assert f"{bench.MARKS[0]}\none\ntwo\n{bench.MARKS[1]}" in first
-    again = measuring.between_marks(first, bench.MARKS, "one\ntwo")
+    again = recording.between_marks(first, bench.MARKS, "one\ntwo")
     assert again == first
     before, after = (README.split(mark)[side] for mark, side in zip(bench.MARKS, (0, 1), strict=True))
     assert first.startswith(before) and first.endswith(after)
     with pytest.raises(ValueError, match="needs the two lines"):
-        measuring.between_marks(README.replace(bench.MARKS[1], ""), bench.MARKS, "one")
+        recording.between_marks(README.replace(bench.MARKS[1], ""), bench.MARKS, "one")
     with pytest.raises(ValueError, match="needs the two lines"):
-        measuring.between_marks(README + README, bench.MARKS, "one")
+        recording.between_marks(README + README, bench.MARKS, "one")
 
 
 def test_copies_of_digits_are_all_different(benchmark, spark):

@@ -1,5 +1,6 @@
 """Downloads: ImageNet's weights and NumtaDB from servers of this machine that serve the like, and from nothing."""
 
+import base64
 import hashlib
 import json
 import os
@@ -269,3 +270,118 @@ def test_make_data_without_a_way_to_kaggle(offline):
     (sentence,) = done.stdout.splitlines()
     assert sentence.startswith("NumtaDB could not be downloaded from Kaggle (")
     assert "connect to the internet and try again, or download BengaliAI/numta in a browser" in sentence
+
+
+# -- what came is what was sent ----------------------------------------------------------------------------------------
+
+
+def test_imagenets_weights_that_are_not_those_of_their_digest(serve, keras_downloads, tmp_path):
+    name = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    keras_downloads(serve(lambda path: (200, "application/octet-stream", b"others")), {name: b"the right ones"})
+    with pytest.raises(
+        WeightsUnavailable, match=r"^ImageNet's weights of VGG16 could not be downloaded .*corrupt"
+    ) as told:
+        networks.build_network("VGG16", "imagenet", image_size=32)
+    assert "\n" not in str(told.value)
+
+
+class CutServer:
+    """Kaggle's two answers as Kaggle sends archives: with a digest, and from any byte on. Stops where it is told."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body, self.stop_at, self.asked = body, None, []
+        self.digest = base64.b64encode(hashlib.md5(body).digest()).decode()
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        archive = not handler.path.endswith("GetDataset")
+        body = self.body if archive else json.dumps({"currentVersionNumber": 6}).encode()
+        first = int((handler.headers.get("Range") or "bytes=0-")[len("bytes=") : -1])
+        if archive:
+            self.asked.append(first)
+        handler.send_response(206 if first else 200)
+        handler.send_header("Content-Type", "application/zip" if archive else "application/json")
+        handler.send_header("Content-Length", str(len(body) - first))
+        if archive:
+            handler.send_header("Accept-Ranges", "bytes")
+            handler.send_header("x-goog-hash", f"md5={self.digest}")
+        handler.end_headers()
+        handler.wfile.write(body[first : self.stop_at if archive else None])
+
+
+@pytest.fixture
+def cut_server(monkeypatch, tmp_path) -> Iterator[Callable[[bytes], CutServer]]:
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
+    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path / "kaggle"))
+    for name in CREDENTIALS:
+        monkeypatch.delenv(name, raising=False)
+    servers = []
+
+    def start(body: bytes) -> CutServer:
+        kaggle = CutServer(body)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                kaggle.answer(self)
+
+            do_POST = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
+        address = f"http://127.0.0.1:{servers[-1].server_port}"
+        monkeypatch.setattr("kagglesdk.kaggle_http_client.get_endpoint", lambda env: address)
+        return kaggle
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_download_that_is_cut_goes_on_where_it_was(cut_server, tmp_path):
+    numtadb_zip(tmp_path)
+    with zipfile.ZipFile(tmp_path / "numta.zip", "a") as archive:  # kagglehub writes a MiB at a time
+        archive.writestr("training-b/noise", np.random.default_rng(0).bytes(3 * 2**20))
+    body = (tmp_path / "numta.zip").read_bytes()
+    kaggle = cut_server(body)
+    kaggle.stop_at = len(body) // 2
+    with pytest.raises(DownloadFailed, match=r"^NumtaDB could not be downloaded from Kaggle"):
+        download_numtadb()
+    kaggle.stop_at = None
+    folder = download_numtadb()
+    assert kaggle.asked == [0, 0, 2**20], "asked for the whole to learn its length, then for the rest"
+    assert (folder / "training-a" / "a00000.png").read_bytes() == file_bytes(picture(0))
+    assert (folder / "testing-f" / "f00000.JPG").read_bytes() == file_bytes(picture(2), "JPEG")
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["with a digest", "without"])
+def test_a_damaged_download_does_not_stand_in_the_way(cut_server, tmp_path, told):
+    """Nor does an archive that is whole by its length."""
+    body = numtadb_zip(tmp_path)
+    kaggle = cut_server(b"x" * len(body))
+    if told:
+        kaggle.digest = base64.b64encode(hashlib.md5(body).digest()).decode()
+    with pytest.raises(DownloadFailed, match=r"^NumtaDB could not be downloaded from Kaggle"):
+        download_numtadb()
+    kaggle.body, kaggle.digest = body, base64.b64encode(hashlib.md5(body).digest()).decode()
+    assert len(list_digits(download_numtadb())) == 2
+
+
+def test_an_archive_unpacks_nothing_outside_its_folder(cut_server, tmp_path):
+    numtadb_zip(tmp_path)
+    away = [f"{'../' * up}outside.png" for up in range(1, 12)] + [
+        str(tmp_path / "outside.png"),
+        "training-a/../../out.png",
+    ]
+    with zipfile.ZipFile(tmp_path / "numta.zip", "a") as archive:
+        for name in away:
+            archive.writestr(name, file_bytes(picture(0)))
+    body = (tmp_path / "numta.zip").read_bytes()
+    (tmp_path / "numta.zip").unlink()
+    cut_server(body)
+    folder = download_numtadb()
+    unpacked = {file for file in tmp_path.rglob("*") if file.is_file() and file.suffix.lower() in (".png", ".jpg")}
+    assert unpacked and all(folder in file.parents for file in unpacked)

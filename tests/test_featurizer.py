@@ -247,7 +247,16 @@ def test_mistakes_are_told_before_any_job(spark, mistake):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"imageSize": 0}, {"batchSize": 0}, {"imageSize": "big"}, {"layer": [1]}, {"layer": 3}, {"pooling": 1}]
+    "settings",
+    [
+        {"imageSize": 0},
+        {"batchSize": 0},
+        {"imageSize": "big"},
+        {"layer": [1]},
+        {"layer": 3},
+        {"pooling": 1},
+        {"handleInvalid": "drop"},
+    ],
 )
 def test_params_of_a_wrong_kind(settings):
     with pytest.raises(TypeError):
@@ -272,7 +281,7 @@ def test_params_set_copied_and_explained():
     assert (stage.getImageSize(), stage.getErrorCol()) == (128, None)
     assert other.copy({other.errorCol: None}).getErrorCol() is None
     stage.setLayer(["mixed1", "mixed0"]).setPooling("max").setImageSize(75).setBatchSize(2).setErrorCol("e")
-    stage.setInputCol("i").setOutputCol("o").setModelName("Xception").setWeights("random")
+    stage.setInputCol("i").setOutputCol("o").setModelName("Xception").setWeights("random").setHandleInvalid("skip")
     assert {param.name: value for param, value in stage.extractParamMap().items()} == {
         "inputCol": "i",
         "outputCol": "o",
@@ -283,6 +292,7 @@ def test_params_set_copied_and_explained():
         "imageSize": 75,
         "batchSize": 2,
         "errorCol": "e",
+        "handleInvalid": "skip",
     }
     stage.setLayer(None).setImageSize(None).setErrorCol(None)
     assert (stage.getLayer(), stage.image_size(), stage.getErrorCol()) == (None, 299, None)

@@ -17,11 +17,11 @@ def script(monkeypatch):
 
 
 def test_a_curve_replaces_its_like_and_no_other(script, tmp_path):
-    file = script["record"].__globals__["RECORDS"] = tmp_path / "recorded.json"
+    file, like = tmp_path / "recorded.json", script["LIKE"]
     row = {"data_set": "d", "weights": "w", "per_class": 10, "accuracy": 0.5}
-    script["record"]([row | {"per_class": 20}, row, row | {"weights": "v"}])
-    script["record"]([row | {"accuracy": 0.75}])
-    kept = json.loads(file.read_text(encoding="utf8"))
+    script["put_rows"](file, [row | {"per_class": 20}, row, row | {"weights": "v"}], like, (*like, "per_class"))
+    kept = script["put_rows"](file, [row | {"accuracy": 0.75}], like, (*like, "per_class"))
+    assert kept == json.loads(file.read_text(encoding="utf8"))
     assert kept == [row | {"weights": "v"}, row | {"accuracy": 0.75}], "no point of an older curve is left in a new one"
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,23 @@ def test_a_recipe_makes_its_two_stages():
     assert (stage.getPooling(), stage.getImageSize(), stage.getOutputCol(), stage.getBatchSize()) == ("max", 96, "x", 2)
     with pytest.raises(AttributeError):
         mine.max_iter = 8
+
+
+def test_the_courses_graphs_are_ready_once_they_are_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(networks, "_exported", lambda *how: asked.append(how) or Path("graph.xml"))
+    networks.export_course()
+    for settings in (article("glyphs"), networks.recipe("glyphs")):
+        settings.featurizer().graph()
+    ready, used = asked[:2], asked[2:]
+    assert ready == used and len(ready) == 2, "not what the featurizers ask for"
+
+
+def test_settings_with_parts_replaced():
+    ours = networks.recipe("glyphs")
+    assert ours.replaced() == ours
+    assert ours.replaced(layer="mixed1").layer == ("mixed1",)
+    assert ours.replaced(["mixed1", "mixed2"], 128) == replace(ours, layer=("mixed1", "mixed2"), image_size=128)
 
 
 def test_the_classifier_of_a_recipe(spark):

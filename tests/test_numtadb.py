@@ -295,6 +295,7 @@ CELL = st.text(st.characters(codec="utf-8", exclude_characters="\0", exclude_cat
     data=st.data(),
 )
 @settings(max_examples=60, deadline=None)
+@pytest.mark.filterwarnings("ignore:.* have no picture")
 def test_csv_files_however_they_are_written(tmp_path_factory, digits, others, data):
     """Order of columns, further columns, delimiter, line ends and a byte order mark change nothing."""
     known = {name.strip() for name in others} & {"filename", "digit", "scanid"}
@@ -332,18 +333,24 @@ def test_rows_without_a_file_and_files_without_a_row(spark, tmp_path):
     tree(tmp_path)
     (tmp_path / "training-a" / "a00002.png").unlink()
     write_pictures(tmp_path / "training-a", ["new.png", "newer.JPG"])
-    with pytest.warns(UserWarning, match="2 pictures in .*training-a have no row in training-a.csv.*new.png first"):
+    with pytest.warns(
+        UserWarning, match="2 pictures in .*training-a have no row in training-a.csv.*new.png first"
+    ) as told:
         digits = read_digits(tmp_path)
+    assert str(told[0].message).startswith(
+        f"1 of 4 rows of {tmp_path}/training-a.csv have no picture in training-a, a0000"
+    )
     rows = digits.where("source = 'training-a'").orderBy("path").collect()
     assert [row.path[-6:] for row in rows] == ["00.png", "01.png", "02.png", "03.png"]
     assert [row.error for row in rows] == [None, None, "no such file or directory", None]
     assert (rows[2].label, rows[2].image) == (0, None)
     shutil.rmtree(tmp_path / "training-a")
-    assert {row.error for row in read_digits(tmp_path).where("source = 'training-a'").collect()} == {
-        "no such file or directory"
-    }
+    with pytest.warns(UserWarning, match=r"4 of 4 rows of .*; they stay, with the reason in error$"):
+        digits = read_digits(tmp_path)
+    assert {r.error for r in digits.where("source = 'training-a'").collect()} == {"no such file or directory"}
 
 
+@pytest.mark.filterwarnings("ignore:.* have no picture")
 def test_a_picture_listed_twice_counts_once(tmp_path):
     write_table(tmp_path / "training-a.csv", "filename,digit", [("a.png", 1), ("b.png", 2), ("a.png", 3)])
     with pytest.warns(UserWarning, match=r"training-a.csv, line 4: a.png is there a second time; its first row counts"):

@@ -915,3 +915,24 @@ def test_memory_bars():
         plotting.memory_bars(processes[:0])
     with pytest.raises(ValueError, match="no column 'MiB'"):
         plotting.memory_bars(processes.drop(columns="MiB"))
+
+
+def test_network_runs():
+    steps = pd.DataFrame(
+        {
+            "way": ["theirs", "theirs", "theirs", "ours"],
+            "step": ["fit", "look", "evaluate", "featurize"],
+            "images": [800, 0, 1100, 500],
+        }
+    )
+    figure = plotting.network_runs(steps)
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(steps["step"])
+    assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 800), (800, 0), (800, 1100), (0, 500)]
+    assert [text.get_text() for text in ax.texts] == ["800", "0", "1,100", "500"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["theirs: 1,900", "ours: 500"]
+    inside(figure)
+    with pytest.raises(ValueError, match="no rows"):
+        plotting.network_runs(steps[:0])
+    with pytest.raises(ValueError, match="no column 'images'"):
+        plotting.network_runs(steps.drop(columns="images"))

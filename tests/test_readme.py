@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import re
 from pathlib import Path
@@ -13,13 +13,11 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
 
 
-@pytest.fixture(scope="module")
-def splits():
-    """The benchmark that writes the README's table."""
-    spec = importlib.util.spec_from_file_location("splits", ROOT / "tests" / "benchmarks" / "splits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A module of tests/benchmarks by name; its siblings are found as when it runs as a program."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
+    return importlib.import_module
 
 
 def test_every_make_command_exists():
@@ -40,15 +38,18 @@ def test_every_notebook_is_in_the_table():
     assert there == set(re.findall(r"\(notebooks/(0\w+\.ipynb)\)", README))
 
 
-def test_the_results_are_the_recorded_ones(splits):
-    rows = json.loads(splits.RECORDS.read_text(encoding="utf8"))
+@pytest.mark.parametrize("name", ["splits", "own_model"])
+def test_the_results_are_the_recorded_ones(benchmark, name):
+    module = benchmark(name)
+    rows = json.loads(module.RECORDS.read_text(encoding="utf8"))
     assert rows, "nothing is recorded"
-    assert splits.with_table(README, rows) == README
+    assert module.with_table(README, rows) == README
     changed = [{**rows[0], "accuracy": rows[0]["accuracy"] + 0.001}, *rows[1:]]
-    assert splits.with_table(README, changed) != README
+    assert module.with_table(README, changed) != README
 
 
-def test_a_record_replaces_its_like_and_no_other(splits, tmp_path, monkeypatch):
+def test_a_record_replaces_its_like_and_no_other(benchmark, tmp_path, monkeypatch):
+    splits = benchmark("splits")
     monkeypatch.setattr(splits, "RECORDS", tmp_path / "recorded.json")
     monkeypatch.setattr(splits, "README", tmp_path / "README.md")
     splits.README.write_text(README, encoding="utf8")
@@ -61,7 +62,8 @@ def test_a_record_replaces_its_like_and_no_other(splits, tmp_path, monkeypatch):
     assert "| 0.750 ± 0.100 | (2) |" in splits.README.read_text(encoding="utf8")
 
 
-def test_a_recorded_command_names_no_folder_of_a_machine(splits):
+def test_a_recorded_command_names_no_folder_of_a_machine(benchmark, monkeypatch):
     typed = ["--data", "/some/where/digits", "--weights", "/else/w.h5", "--record", "NumtaDB, real", "--splits", "20"]
-    typed += ["--store", "/tmp/features"]
-    assert splits.shown(typed) == ["--data", "digits", "--weights", "w.h5", "--splits", "20"]
+    monkeypatch.setattr("sys.argv", ["/some/where/splits.py", *typed, "--store", "/tmp/features"])
+    said = "python tests/benchmarks/splits.py --data digits --weights w.h5 --splits 20"
+    assert benchmark("recording").command_line() == said

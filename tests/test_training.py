@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,16 @@ def test_the_same_weights_to_the_last_bit_on_any_number_of_cores():
     assert len(one.split()) == 2 and one == several
 
 
+def test_a_cnn_is_the_same_on_a_processor_of_another_kind(monkeypatch):
+    x, y = blobs(6)
+    weights, losses = training.apart(training.trained_cnn, x, y)
+    assert {array.dtype for array in weights} == {np.dtype("float32")} and len(losses) == 200
+    # what an old processor has; in single precision this alone gives another network
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    again, _ = training.apart(training.trained_cnn, x, y)
+    assert all(np.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(weights, again, strict=True))
+
+
 def test_steady_comes_first():
     late = "import tensorflow as tf\ntf.ones(3) + 1\nfrom helpers.training import steady\nsteady()"
     assert (
@@ -147,23 +158,27 @@ def test_a_shift_moves_images_and_repeats_their_border():
     assert places == {(row, column) for row in (1, 2, 3) for column in (1, 2, 3)}
 
 
-def test_a_new_head_on_the_same_body():
-    x, _ = blobs(4)
-    model = training.small_cnn(7, 16, 8)
-    other = training.with_new_head(model, 3)
-    assert other.output_shape == (None, 3)
-    for old, new in zip(model.get_weights()[:-2], other.get_weights()[:-2], strict=True):
-        assert np.array_equal(old, new)
-    other.set_weights([weights + 1 for weights in other.get_weights()])
-    assert training.outputs(model, x).shape == (4, 7) and not np.array_equal(
-        model.get_weights()[0], other.get_weights()[0]
-    )
+def test_a_fresh_head_on_a_trained_body(monkeypatch):
+    x, y = blobs(4)
+    body = training.small_cnn(7, 16).get_weights()
+    began = []
+    monkeypatch.setattr(training, "train", lambda model, *_, **__: began.append(model.get_weights()) or [])
+    given, _ = training.trained_cnn(x, y, 0, body)
+    assert given[-1].shape == (2,) and len(began) == 1
+    for weights, start, old in zip(given[:-2], began[0][:-2], body[:-2], strict=True):
+        assert np.array_equal(weights, old) and np.array_equal(start, old)
+    training.trained_cnn(x, y, 1)
+    assert not np.array_equal(began[1][0], body[0]), "without a start everything is fresh"
 
 
 def test_light_on_dark_is_dark_on_light():
     x, _ = blobs(4)
     model = training.small_cnn(3, 16, 8)
-    assert np.allclose(training.outputs(model, x), training.outputs(model, 0.2 + 0.5 * (1 - x)), atol=1e-3)
+    given = training.outputs(model, x)
+    assert np.ptp(given, axis=0).max() > 0.05, "images differ"
+    assert np.allclose(training.outputs(model, 1 - x), given, atol=1e-5)
+    # fainter ink: all but Keras' epsilon beside its variance
+    assert np.allclose(training.outputs(model, 0.2 + 0.5 * (1 - x)), given, atol=0.01)
 
 
 def test_the_probe_is_sparks_logistic_regression(spark):
@@ -179,8 +194,8 @@ def test_the_probe_is_sparks_logistic_regression(spark):
     centred = [scores - scores.mean(axis=1, keepdims=True) for scores in (ours, theirs)]
     # Spark divides by the sample's deviation (n - 1), scikit-learn by the population's (n)
     assert np.abs(centred[0] - centred[1]).max() < 0.02 * np.abs(centred[1]).max()
-    (share,) = training.probe_table(features, labels, [(np.arange(60), np.arange(60, 90))], settings)
-    assert share == (ours[60:].argmax(axis=1) == labels[60:]).mean()
+    shares = training.probe_table(features, labels, {60: [(np.arange(60), np.arange(60, 90))]}, settings)
+    assert shares == {60: [(ours[60:].argmax(axis=1) == labels[60:]).mean()]}
 
 
 # -- glyphs ----------------------------------------------------------------------------------------------------------
@@ -235,18 +250,19 @@ def test_blocks_that_cannot_be_cut(network):
     assert "cannot be cut behind 'activation_85': there is a way around it" in str(told.value)
 
 
-def test_tuning_starts_at_the_frozen_model_and_gives_the_block_back(network):
-    block = training.last_block(network, "block4_pool")
+def test_tuning_starts_at_the_frozen_model_and_each_split_starts_anew(network):
+    settings = replace(
+        networks.recipe("glyphs"), model_name="VGG16", weights="random", layer="block4_pool", image_size=32
+    )
     rng = np.random.default_rng(0)
-    labels = np.arange(40) % 2
-    maps = rng.random((40, 2, 2, 512)).astype(np.float32)
-    maps[labels == 1, ..., :40] += 0.3
-    splits = [(np.arange(20), np.arange(20, 40)), (np.arange(20, 40), np.arange(20))]
-    settings = networks.recipe("glyphs")
-    start = block.get_weights()
-    untouched = training.block_table(block, maps, labels, splits, settings, steps=0)
-    pooled = training.outputs(block, maps).mean(axis=(1, 2))
-    assert untouched["frozen"].tolist() == training.probe_table(pooled, labels, splits, settings)
+    labels = np.arange(42) % 3
+    maps = rng.random((42, 2, 2, 512)).astype(np.float32)
+    maps += 0.3 * np.eye(3, 512)[labels][:, None, None].astype(np.float32)
+    split = (np.arange(20), np.arange(20, 42))
+    flat = maps.reshape(42, -1)  # as pooling="flatten" gives it
+    untouched = training.block_table(settings, "block4_pool", flat, labels, [split], steps=0)
+    pooled = training.outputs(training.last_block(network, "block4_pool"), maps).mean(axis=(1, 2))
+    assert untouched["frozen"].tolist() == training.probe_table(pooled, labels, {20: [split]}, settings)[20]
     assert untouched["frozen"].equals(untouched["tuned"])
-    training.block_table(block, maps, labels, splits, settings, steps=3, learning_rate=1e-3)
-    assert all(np.array_equal(a, b) for a, b in zip(start, block.get_weights(), strict=True))
+    both = training.block_table(settings, "block4_pool", flat, labels, [split, split], steps=3, learning_rate=1e-3)
+    assert both["frozen"].tolist() == [untouched["frozen"][0]] * 2, "what one split learned is gone"

@@ -1,11 +1,13 @@
 """The article's way, costed: its code as written against ours, on the same images and the same featurizer.
 
     python tests/benchmarks/article_way.py
+    python tests/benchmarks/article_way.py --per-class 50 --record   # for the picture in notebook 02
 
 As written: nothing is kept, so each question to the frame (one fit, four evaluations, two ``toPandas``, one ``show``)
 reads the images and runs the network again, as far as Spark cannot do without. Ours: ``featurize`` into a store, once;
 ``evaluate``, once. Article's settings at 299 px. Seconds, and how many images have gone through the network, counted by
-an accumulator around the function that runs it in the workers.
+an accumulator around the function that runs it in the workers. ``--record`` writes the images of each
+step into ``notebooks/recorded_article_way.json``.
 """
 
 from __future__ import annotations
@@ -24,8 +26,11 @@ from pyspark.accumulators import Accumulator
 from pyspark.ml import Pipeline
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.sql import DataFrame
+from recording import ROOT, command_line, put_rows
 
 from helpers import featurizer
+
+RECORDS = ROOT / "notebooks" / "recorded_article_way.json"
 
 
 def count_images(seen: Accumulator) -> None:
@@ -43,6 +48,26 @@ def count_images(seen: Accumulator) -> None:
 
 
 Step = Callable[[str], None]  # told at the end of a step what it was
+
+
+class Steps:
+    """What each step of a way took, from the making of this object on: ``rows`` with ``step``, ``images`` through the
+    network and ``seconds``.
+    """
+
+    def __init__(self, seen: Accumulator) -> None:
+        self.seen, self.rows = seen, []
+        self.last = (time.perf_counter(), seen.value)
+
+    def ended(self, step: str) -> None:
+        now = (time.perf_counter(), self.seen.value)
+        seconds, images = now[0] - self.last[0], now[1] - self.last[1]
+        print(f"{seconds:7.2f} s  {images:5d} images through the network: {step}", flush=True)
+        self.rows.append({"step": step, "images": images, "seconds": seconds})
+        self.last = now
+
+    def sums(self) -> tuple[float, int]:
+        return sum(row["seconds"] for row in self.rows), sum(row["images"] for row in self.rows)
 
 
 def as_written(digits: DataFrame, said: Step) -> None:
@@ -99,20 +124,19 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     count_images(seen)
     found = {}
     for name, way in (("as written", as_written), ("ours", our_way)):
-        begin = last = (time.perf_counter(), seen.value)
         print(f"\n{name}:")
-
-        def said(what: str) -> None:
-            nonlocal last
-            now = (time.perf_counter(), seen.value)
-            print(f"{now[0] - last[0]:7.2f} s  {now[1] - last[1]:5d} images through the network: {what}", flush=True)
-            last = now
-
-        way(digits, said)
-        found[name] = (last[0] - begin[0], last[1] - begin[1])
-        print(f"{found[name][0]:7.2f} s  {found[name][1]:5d} images together")
+        found[name] = Steps(seen)
+        way(digits, found[name].ended)
+        print("{:7.2f} s  {:5d} images together".format(*found[name].sums()))
     spark.stop()
-    (their_seconds, their_images), (our_seconds, our_images) = found.values()
+    if options.record:
+        rows = [
+            {"way": name, "step": row["step"], "images": row["images"], "command": command_line()}
+            for name, steps in found.items()
+            for row in steps.rows
+        ]
+        put_rows(RECORDS, rows, ("way",), ("way",))
+    (their_seconds, their_images), (our_seconds, our_images) = (steps.sums() for steps in found.values())
     gemm = sgemm()
     images = 10 * options.per_class
     if our_images != images:
@@ -137,6 +161,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--per-class", type=int, default=10, help="images of each digit (10)")
+    parser.add_argument("--record", action="store_true", help="write the steps down for notebook 02")
 
 
 if __name__ == "__main__":

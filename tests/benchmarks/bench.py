@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from measuring import ROOT, between_marks, cores_here, figures_of, machine, table
+from measuring import cores_here, figures_of, machine, table
+from recording import README, between_marks
 
-README = ROOT / "README.md"
 MARKS = ("<!-- speed and memory, by tests/benchmarks/bench.py --record -->", "<!-- end of speed and memory -->")
 RUNS = {
     "memory_growth": [[]],

@@ -9,15 +9,14 @@ which notebook 05 shows.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
-import sys
 from pathlib import Path
 
-from splits import ROOT, shown
+from recording import ROOT, command_line, put_rows
 
 RECORDS = ROOT / "notebooks" / "recorded_learning_curve.json"
+LIKE = ("data_set", "weights")  # a curve of these is replaced as a whole
 TEST = 0.2
 
 
@@ -68,24 +67,15 @@ def main() -> None:
             "spread": round(statistics.stdev(found), 4) if len(found) > 1 else 0.0,
             "splits": options.splits,
             "test_images": tested,
-            "command": f"python tests/benchmarks/learning_curve.py {' '.join(shown(sys.argv[1:]))}".strip(),
+            "command": command_line(),
         }
         for size, found in scores.items()
     ]
     for row in rows:
         print({name: row[name] for name in ("per_class", "accuracy", "spread")})
     if options.record:
-        record(rows)
+        put_rows(RECORDS, rows, LIKE, (*LIKE, "per_class"))
     spark.stop()
-
-
-def record(rows: list[dict]) -> None:
-    """Put the curve in place of the one of the same data set and weights."""
-    old = json.loads(RECORDS.read_text(encoding="utf8")) if RECORDS.exists() else []
-    replaced = {(row["data_set"], row["weights"]) for row in rows}
-    kept = [row for row in old if (row["data_set"], row["weights"]) not in replaced]
-    rows = sorted(kept + rows, key=lambda row: (row["data_set"], row["weights"], row["per_class"]))
-    RECORDS.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
 
 
 if __name__ == "__main__":

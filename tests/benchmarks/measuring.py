@@ -72,19 +72,6 @@ def table(figures: Sequence[Figure]) -> str:
     )
 
 
-def between_marks(text: str, marks: tuple[str, str], inside: str) -> str:
-    """``text`` with ``inside`` between its two marks, in place of what was there.
-
-    Raises:
-        ValueError: the marks are not there, once each and in order.
-    """
-    before, found, rest = text.partition(marks[0] + "\n")
-    _, ends, after = rest.partition(marks[1])
-    if not found or not ends or marks[0] in rest or marks[1] in after:
-        raise ValueError(f"the text needs the two lines {marks[0]!r} and {marks[1]!r}, once each and in this order")
-    return f"{before}{found}{inside.rstrip()}\n{ends}{after}"
-
-
 def machine() -> str:
     """Processor, cores this process may use and memory: what a figure depends on."""
     model = platform.processor() or platform.machine()

@@ -9,13 +9,11 @@ that data set's name into ``notebooks/recorded_own_model.json``, which notebook 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from splits import README, ROOT, shown
+from recording import README, ROOT, Row, between_marks, command_line, put_rows, table_of
 
 RECORDS = ROOT / "notebooks" / "recorded_own_model.json"
 MARKS = ("<!-- own model, by tests/benchmarks/own_model.py --record -->", "<!-- end of own model -->")
@@ -41,7 +39,7 @@ def main() -> None:
                 "accuracy": round(statistics.mean(scores), 3),
                 "spread": round(statistics.stdev(scores), 3) if len(scores) > 1 else 0.0,
                 "splits": options.splits,
-                "command": f"python tests/benchmarks/own_model.py {' '.join(shown(sys.argv[1:]))}".strip(),
+                "command": command_line(),
             }
         )
         print({name: value for name, value in rows[-1].items() if name != "command"}, flush=True)
@@ -87,29 +85,26 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, int, list[float
             yield method, size, scores
 
 
-def record(rows: list[dict]) -> None:
+def record(rows: list[Row]) -> None:
     """Put the rows in place of those of the same data set, and into the README."""
-    old = json.loads(RECORDS.read_text(encoding="utf8")) if RECORDS.exists() else []
-    kept = [row for row in old if row["data_set"] not in {row["data_set"] for row in rows}]
-    rows = sorted(kept + rows, key=lambda row: row["data_set"])
-    RECORDS.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+    rows = put_rows(RECORDS, rows, ("data_set",), ("data_set",))
     README.write_text(with_table(README.read_text(encoding="utf8"), rows), encoding="utf8")
 
 
-def with_table(readme: str, rows: list[dict]) -> str:
-    """The README with the table of ``rows`` between its two marks, and under it the commands that made them."""
+def with_table(readme: str, rows: list[Row]) -> str:
+    """The README with the table of ``rows``: a line a method, a column a size."""
     sizes = sorted({row["per_class"] for row in rows})
-    commands = list(dict.fromkeys(row["command"] for row in rows))
-    head = ["data set", "trained here", *(f"{size} a class" for size in sizes), "made by"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for data_set, method in dict.fromkeys((row["data_set"], row["method"]) for row in rows):
-        own = {row["per_class"]: row for row in rows if (row["data_set"], row["method"]) == (data_set, method)}
-        cells = [f"{own[s]['accuracy']:.3f} ± {own[s]['spread']:.3f}" if s in own else "" for s in sizes]
-        made = f"({commands.index(next(iter(own.values()))['command']) + 1})"
-        lines.append(f"| {' | '.join([data_set, method, *cells, made])} |")
-    lines += ["", *(f"({number}) `{command}`  " for number, command in enumerate(commands, 1))]
-    before, rest = readme.split(MARKS[0])
-    return f"{before}{MARKS[0]}\n{chr(10).join(lines)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+    lines: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        line = lines.setdefault((row["data_set"], row["method"]), {"command": row["command"]})
+        line[row["per_class"]] = f"{row['accuracy']:.3f} ± {row['spread']:.3f}"
+    table = [{"data_set": data_set, "method": method, **line} for (data_set, method), line in lines.items()]
+    text = table_of(
+        table,
+        ("data set", "trained here", *(f"{size} a class" for size in sizes)),
+        lambda line: [line["data_set"], line["method"], *(line.get(size, "") for size in sizes)],
+    )
+    return between_marks(readme, MARKS, text)
 
 
 if __name__ == "__main__":

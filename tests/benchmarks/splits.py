@@ -9,15 +9,13 @@ the README.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from recording import README, ROOT, Row, between_marks, command_line, put_rows, table_of
+
 RECORDS = ROOT / "notebooks" / "recorded_results.json"
-README = ROOT / "README.md"
 MARKS = ("<!-- results, by tests/benchmarks/splits.py --record -->", "<!-- end of results -->")
 
 
@@ -62,7 +60,7 @@ def main() -> None:
                 "accuracy": round(statistics.mean(scores), 3),
                 "spread": round(statistics.stdev(scores), 3),
                 "splits": options.splits,
-                "command": f"python tests/benchmarks/splits.py {' '.join(shown(sys.argv[1:]))}".strip(),
+                "command": command_line(),
             }
         )
         print({name: value for name, value in rows[-1].items() if name != "command"}, flush=True)
@@ -71,40 +69,21 @@ def main() -> None:
     spark.stop()
 
 
-def shown(arguments: list[str]) -> list[str]:
-    """The command line as others would type it: without folders of this machine, its store and ``--record NAME``."""
-    kept = list(arguments)
-    for option in ("--store", "--record"):
-        if option in kept:
-            at = kept.index(option)
-            del kept[at : at + 2]
-    return [Path(argument).name if "/" in argument else argument for argument in kept]
-
-
-def record(rows: list[dict]) -> None:
+def record(rows: list[Row]) -> None:
     """Put the rows in place of those of the same setting, data set, weights and images, and into the README."""
-    old = json.loads(RECORDS.read_text(encoding="utf8")) if RECORDS.exists() else []
-    same = ("setting", "data_set", "weights", "images")
-    replaced = [[row[name] for name in same] for row in rows]
-    kept = [row for row in old if [row[name] for name in same] not in replaced]
-    rows = sorted(kept + rows, key=lambda row: [row[name] for name in ("data_set", "images", "weights", "accuracy")])
-    RECORDS.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+    order = ("data_set", "images", "weights", "accuracy")
+    rows = put_rows(RECORDS, rows, ("setting", "data_set", "weights", "images"), order)
     README.write_text(with_table(README.read_text(encoding="utf8"), rows), encoding="utf8")
 
 
-def with_table(readme: str, rows: list[dict]) -> str:
-    """The README with the table of ``rows`` between its two marks, and under it the commands that made them."""
-    head = ["data set", "images", "weights", "setting", "layer", "size", "accuracy", "made by"]
-    commands = list(dict.fromkeys(row["command"] for row in rows))
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for row in rows:
-        accuracy = f"{row['accuracy']:.3f} ± {row['spread']:.3f}"
-        cells = [row[name] for name in ("data_set", "images", "weights", "setting", "layer", "image_size")]
-        made = f"({commands.index(row['command']) + 1})"
-        lines.append(f"| {' | '.join(map(str, [*cells, accuracy, made]))} |")
-    lines += ["", *(f"({number}) `{command}`  " for number, command in enumerate(commands, 1))]
-    before, rest = readme.split(MARKS[0])
-    return f"{before}{MARKS[0]}\n{chr(10).join(lines)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+def with_table(readme: str, rows: list[Row]) -> str:
+    """The README with the table of ``rows``."""
+    columns = ("data_set", "images", "weights", "setting", "layer", "image_size")
+    head = ("data set", "images", "weights", "setting", "layer", "size", "accuracy")
+    text = table_of(
+        rows, head, lambda row: [*(row[name] for name in columns), f"{row['accuracy']:.3f} ± {row['spread']:.3f}"]
+    )
+    return between_marks(readme, MARKS, text)
 
 
 if __name__ == "__main__":
