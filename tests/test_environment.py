@@ -158,6 +158,13 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+# The related technologies' runners, each in an environment of its own; the course's is the fourth.
+RELATED = [
+    Requirement(line.partition("#")[0].strip())
+    for file in sorted((ROOT / "notebooks" / "related").glob("*.in"))
+    for line in file.read_text("utf-8").splitlines()
+    if line.partition("#")[0].strip()
+]
 # What may be imported where: the core needs no course, the course needs no tests.
 LAYERS = {
     "helpers": CORE + EXTRAS["course"],
@@ -165,15 +172,19 @@ LAYERS = {
     "binder": CORE + EXTRAS["course"] + EXTRAS["dev"],
     "tests": CORE + EXTRAS["course"] + EXTRAS["dev"],
     "data": CORE + EXTRAS["course"] + EXTRAS["pretrain"],
+    "notebooks/related": CORE + RELATED,
     "notebooks/site": GROUPS["site"],
     "tests/browser": GROUPS["browser"],
 }
 # Import names that differ from the distribution's, for what this environment need not have installed.
 PROVIDES = {
+    "bigdl": ["bigdl-dllib-spark3"],
     "cv2": ["opencv-python-headless"],
+    "elephas": ["elephas"],
     "latex2mathml": ["latex2mathml"],
     "playwright": ["playwright"],
     "skimage": ["scikit-image"],
+    "tensorflowonspark": ["tensorflowonspark"],
     "torch": ["torch"],
 }
 
@@ -194,7 +205,7 @@ def test_whatever_is_imported_is_declared(folder):
     for path in files:
         for name in imported(path) - own - sys.stdlib_module_names:
             from_ = {canonicalize_name(d) for d in provides.get(name, [])}
-            assert from_ & declared, f"{path.relative_to(ROOT)} imports {name}, which pyproject.toml does not ask for"
+            assert from_ & declared, f"{path.relative_to(ROOT)} imports {name}, which is not declared"
 
 
 def test_this_interpreter_runs_the_locked_versions():
