@@ -71,8 +71,8 @@ site: build/site-venv/.ready ## build build/site, pages to read the course witho
 test-browser: $(VENV)/.ready build/browser-venv/.ready ## run every notebook in JupyterLab in Chromium; pictures in build/browser
 	build/browser-venv/bin/python -m pytest --noconftest $(BROWSER_OPTIONS) tests/browser/in_chromium.py
 
-check: $(VENV)/.ready ## is this machine ready? each thing OK or the line to type
-	@$(PY) -m helpers.check
+check: $(VENV)/.ready ## is this machine ready? each thing OK or the line to type; NETWORK= IMAGE_SIZE= too
+	@$(PY) -m helpers.check $(if $(NETWORK),--network "$$NETWORK") $(if $(IMAGE_SIZE),--image-size "$$IMAGE_SIZE")
 
 bench: $(VENV)/.ready ## measure speed and memory, eight minutes; BENCH_OPTIONS=--record writes them into README.md
 	@$(PY) tests/benchmarks/bench.py $(BENCH_OPTIONS)
@@ -105,7 +105,8 @@ distclean: clean ## also remove the virtual environment
 
 # --- the virtual environment ------------------------------------------------------------------------------------------
 # .venv/requirements.lock: everything in the lock is installed. It is written last, and an interrupted or failed build is
-# removed, so no half-made environment passes for a ready one. .venv/.ready: this project is installed into it as well.
+# removed, so no half-made environment passes for a ready one. .venv/.ready: this project is installed into it as well,
+# and the networks that the notebooks start with are in the cache.
 # An environment that was copied or moved along with the folder, or whose Python is gone, is built anew.
 VENV_FITS := $(shell test "$$(cat $(VENV)/.root 2>/dev/null)" = "$(CURDIR)" && $(PY) -c '' 2>/dev/null && echo yes)
 
@@ -134,6 +135,7 @@ $(VENV)/requirements.lock: requirements.lock $(if $(VENV_FITS),,force)
 
 $(VENV)/.ready: $(VENV)/requirements.lock pyproject.toml
 	@$(PY) -m pip install -qq --no-deps --no-build-isolation --editable .
+	@$(PY) -m helpers.networks
 	@touch $@
 
 # --- environments of tools --------------------------------------------------------------------------------------------

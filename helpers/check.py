@@ -1,5 +1,7 @@
 """Is this machine ready for the course? ``python -m helpers.check`` says so, one line a thing.
 
+    python -m helpers.check --network VGG16 --image-size 448   # and whether its memory holds this choice
+
 ``checks()`` gives the same as objects. It starts neither Spark nor a network: versions come from the metadata of the
 installed packages, so the whole answer takes about a second.
 
@@ -9,8 +11,10 @@ A notebook that needs more than the course asks ``check_cluster()``, and ``pass_
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
+import math
 import shutil
 import sys
 import zipfile
@@ -30,6 +34,8 @@ GB = 10**9
 MEMORY_NEEDED = 2 * GB  # Binder's limit; the course is sized for it
 CLUSTER_MEMORY_NEEDED = 4 * GB  # a master, two workers and their executors beside a notebook
 MEMORY_FREE_NEEDED = GB * 3 // 2  # Spark's JVM and two Python workers with InceptionV3 take 1.5 GB together
+# The JVM, a notebook's kernel and the workers' daemon, by `python tests/benchmarks/memory_growth.py`
+REST_NEEDED = 900 * 2**20
 DISK_NEEDED = 2 * GB  # executed notebooks, features, exported networks; NumtaDB itself is another 2 GB
 CORES_NEEDED = 2
 REINSTALL = "make distclean, then make check"
@@ -111,6 +117,28 @@ def check_memory() -> Check:
         return Check("memory", False, found, "give the machine or container 2 GB (docker run --memory 2g)")
     fix = "shut down other notebooks' kernels (JupyterLab: Kernel > Shut Down All Kernels) or close other programs"
     return _check("memory", free >= MEMORY_FREE_NEEDED, found, fix)
+
+
+def check_network(name: str = "InceptionV3", image_size: int | None = None) -> Check:
+    """Whether the memory of this machine or container holds a network in each of Spark's workers, one a core.
+
+    Args:
+        name: one of ``helpers.networks.NETWORKS``.
+        image_size: height and width of its images in pixels; the network's own where it is not given.
+
+    Raises:
+        ValueError: unknown network, or a size below its minimum.
+    """
+    size = networks.check_size(name, image_size)
+    network, cores = networks.NETWORKS[name], spark.available_cores()
+    total = spark.available_memory() * 2**20
+    needed = REST_NEEDED + cores * network.worker_memory(size) * 2**20
+    workers = f"{cores} worker{'s' if cores > 1 else ''}"
+    found = f"{name} at {size} px: {needed / GB:.1f} GB with {workers}, {total / GB:.1f} GB there"
+    room = ((total - REST_NEEDED) / 2**20 / cores - network.worker_mib) / network.mib_per_megapixel
+    largest = math.isqrt(max(0, int(room * 1e6)))
+    smaller = f"take images of {largest} px or fewer" if largest >= network.minimum_size else "take a smaller network"
+    return _check("network", needed <= total, found, f"{smaller}, or a machine or container with {needed / GB:.1f} GB")
 
 
 def check_cluster() -> Check:
@@ -305,7 +333,16 @@ def memory_of(roots: Iterable[psutil.Process]) -> list[tuple[str, float]]:
 
 def main() -> int:
     """Print every check; 0 where all are OK, else 1."""
+    parser = argparse.ArgumentParser(description="Is this machine ready for the course?")
+    parser.add_argument("--network", metavar="NAME", help=f"also: does its memory hold {', '.join(networks.NETWORKS)}")
+    parser.add_argument("--image-size", metavar="PX", type=int, help="height and width the network gets, in pixels")
+    options = parser.parse_args()
     done = checks()
+    if options.network or options.image_size:
+        try:
+            done.append(check_network(options.network or "InceptionV3", options.image_size))
+        except ValueError as problem:
+            parser.error(str(problem))
     for check in done:
         print(check)
     failed = [check.name for check in done if not check.ok]

@@ -25,7 +25,7 @@ from helpers.numtadb import IMAGE_TYPE, image_struct, read_file
 if TYPE_CHECKING:
     import ipywidgets
 
-__all__ = ["Answer", "DigitReader", "DrawingBoard", "someone_can_draw", "strokes_to_image"]
+__all__ = ["Answer", "DigitReader", "DrawingBoard", "strokes_to_image"]
 
 SIDE = 180  # px, as NumtaDB's scans
 PAPER, INK = (222, 214, 225), (80, 62, 66)  # RGB: the paper of NumtaDB's source a, and a ballpoint
@@ -142,18 +142,6 @@ class DigitReader:
 
 
 # -- the widget --------------------------------------------------------------------------------------------------------
-
-
-def someone_can_draw() -> bool:
-    """Whether this runs in a notebook with a reader in front of it, who has a mouse.
-
-    nbconvert, papermill and nbval run a notebook without anybody to answer a question, and say so to the kernel; in a
-    plain Python process there is no kernel at all.
-    """
-    from IPython import get_ipython
-
-    kernel = getattr(get_ipython(), "kernel", None)
-    return bool(getattr(kernel, "_allow_stdin", False))
 
 
 class DrawingBoard:

@@ -59,6 +59,8 @@ class Network:
         minimum_size: smallest height and width it accepts, in pixels.
         last_layer: its last layer below the classification head.
         preprocessing: ``"tf"`` (RGB, x / 127.5 - 1) or ``"caffe"`` (BGR, minus ImageNet's mean), as in Keras.
+        worker_mib, mib_per_megapixel: memory of a worker that runs it up to its last layer, as a line over the area of
+            an image, by ``python tests/benchmarks/network_memory.py``.
     """
 
     name: str
@@ -66,16 +68,22 @@ class Network:
     minimum_size: int
     last_layer: str
     preprocessing: str
+    worker_mib: int
+    mib_per_megapixel: int
+
+    def worker_memory(self, image_size: int | None = None) -> float:
+        """MiB that a worker takes with images of this height and width, or of the network's own."""
+        return self.worker_mib + self.mib_per_megapixel * (image_size or self.image_size) ** 2 / 1e6
 
 
 NETWORKS = {
     n.name: n
     for n in (
-        Network("InceptionV3", 299, 75, "mixed10", "tf"),
-        Network("Xception", 299, 71, "block14_sepconv2_act", "tf"),
-        Network("ResNet50", 224, 32, "conv5_block3_out", "caffe"),
-        Network("VGG16", 224, 32, "block5_pool", "caffe"),
-        Network("VGG19", 224, 32, "block5_pool", "caffe"),
+        Network("InceptionV3", 299, 75, "mixed10", "tf", 310, 968),
+        Network("Xception", 299, 71, "block14_sepconv2_act", "tf", 324, 1531),
+        Network("ResNet50", 224, 32, "conv5_block3_out", "caffe", 298, 557),
+        Network("VGG16", 224, 32, "block5_pool", "caffe", 260, 2002),
+        Network("VGG19", 224, 32, "block5_pool", "caffe", 311, 1948),
     )
 }
 
@@ -798,5 +806,16 @@ def recipe(weights: str = "glyphs", model_name: str = "InceptionV3") -> Recipe:
     return Recipe("improved recipe", model_name, weights, layer, "avg", size, 200, penalty, 0.0)
 
 
+def export_course() -> None:
+    """Make the graphs of the article's settings and of the recipe, with the embedded weights, so that no notebook waits
+    for them: ``python -m helpers.networks``, once, where the course is installed.
+    """
+    for made in (article("glyphs"), recipe("glyphs")):
+        export_graph(made.model_name, made.weights, made.layer or (), made.pooling, made.image_size)
+
+
 if __name__ == "__main__":
-    {"export": _export, "export_model": _export_model, "classes": _classes}[sys.argv[1]](json.load(sys.stdin))
+    if len(sys.argv) == 1:
+        export_course()
+    else:
+        {"export": _export, "export_model": _export_model, "classes": _classes}[sys.argv[1]](json.load(sys.stdin))

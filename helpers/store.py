@@ -214,10 +214,17 @@ def _tell(folder: Path, partition: int, attempt: int, images: int) -> None:
 
 
 def on_screen() -> bool:
-    """Is someone looking? In a terminal, or in a notebook of a Jupyter server, which names its sessions to the kernel;
-    not where nbval, papermill or nbconvert run a notebook.
+    """Is someone looking? In a notebook with a reader in front of it, or in a terminal.
+
+    nbval, papermill and nbconvert run a notebook without anybody to answer a question, and say so to the kernel.
     """
-    return sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
+    if "IPython" in sys.modules:
+        from IPython import get_ipython
+
+        kernel = getattr(get_ipython(), "kernel", None)
+        if kernel is not None:
+            return bool(getattr(kernel, "_allow_stdin", False))
+    return sys.stderr.isatty()
 
 
 @contextmanager
@@ -342,7 +349,7 @@ def _shown(digits: DataFrame, progress: Callable[[int, int], None] | None) -> It
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, unit=" images", leave=False) as bar:
+    with tqdm(total=total, unit=" images") as bar:
         yield lambda done: bar.update(done - bar.n)
 
 

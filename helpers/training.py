@@ -6,11 +6,15 @@ they learn, with Keras on TensorFlow: a small CNN of one's own (``small_cnn``), 
 against.
 
 Training amplifies the last bit of a sum, and sums differ with the number of threads. ``steady`` takes one thread and
-seeds everything, so that a run is the same on any number of cores, and ``apart`` does so in a process of its own.
+seeds everything, so that a run is the same on any number of cores, and ``apart`` does so in a process of its own. From
+one model of processor to another sums differ still, as TensorFlow cuts them to the processor's vectors and caches. So
+the CNN is trained in double precision: what such a difference grows to in some hundred steps is then far below what
+float32 can hold.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import os
@@ -81,9 +85,26 @@ def apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _begin() -> None:
-    # Before Keras is imported. Without oneDNN TensorFlow's arithmetic is the same on every x86 processor.
+    # Before Keras is imported; the last one keeps TensorFlow from telling which of its sums it may reorder.
     os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
     steady()
+
+
+@contextlib.contextmanager
+def _double_precision() -> Iterator[None]:
+    """Keras builds models in float64, and computes losses so."""
+    import keras
+
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(before)
+
+
+def _single(weights: list[np.ndarray]) -> list[np.ndarray]:
+    return [array.astype(np.float32) for array in weights]
 
 
 # -- arrays from Spark -----------------------------------------------------------------------------------------------
@@ -116,7 +137,7 @@ def _grey(image: dict[str, Any] | None, size: int) -> np.ndarray | None:
     if image is None:
         return None
     bgr = pixels(image["height"], image["width"], image["nChannels"], image["data"], size)
-    return (bgr[..., ::-1].astype(np.float32) @ np.float32(GREY_OF_RGB)).ravel() / np.float32(255)
+    return (bgr[..., ::-1] @ np.array(GREY_OF_RGB) / 255).ravel().astype(np.float32)
 
 
 def feature_arrays(features: DataFrame, paths: Sequence[str]) -> np.ndarray:
@@ -268,7 +289,7 @@ def probe_table(
 def trained_cnn(
     x: np.ndarray, y: np.ndarray, seed: int = SEED, start: list[np.ndarray] | None = None
 ) -> tuple[list[np.ndarray], list[float]]:
-    """``small_cnn`` trained on images: each about 48 times, at least 200 steps.
+    """``small_cnn`` trained on images in double precision: each about 48 times, at least 200 steps.
 
     Args:
         x, y: images float32 (n, size, size, 1) and int labels (n,), from 0.
@@ -276,9 +297,11 @@ def trained_cnn(
         start: the weights of another ``small_cnn`` (of any number of classes) to start from, with a fresh head.
 
     Returns:
-        Its weights, as ``get_weights`` has them, and the loss of each step.
+        Its weights in float32, as ``get_weights`` has them, and the loss of each step.
     """
-    return _Trainer(x, y).train(np.arange(len(y)), seed, start)
+    with _double_precision():
+        weights, losses = _Trainer(x, y).train(np.arange(len(y)), seed, start)
+    return _single(weights), losses
 
 
 class _Trainer:
@@ -306,13 +329,14 @@ def cnn_table(
     """Accuracy of ``trained_cnn`` on the test rows of each split, trained on its training rows; ``splits`` by number of
     training images, as is what comes back. The seed is the split's number.
     """
-    trainer = _Trainer(x, y)
     found: dict[int, list[float]] = {}
-    for n, of_size in splits.items():
-        found[n] = []
-        for number, (learn, ask) in enumerate(of_size):
-            trainer.train(learn, number, start)
-            found[n].append(accuracy(trainer.model, x[ask], y[ask]))
+    with _double_precision():
+        trainer = _Trainer(x, y)
+        for n, of_size in splits.items():
+            found[n] = []
+            for number, (learn, ask) in enumerate(of_size):
+                trainer.train(learn, number, start)
+                found[n].append(accuracy(trainer.model, x[ask], y[ask]))
     return found
 
 
@@ -397,16 +421,17 @@ def pretrained_cnn(copies: int = 40, steps: int = 1200) -> tuple[list[np.ndarray
     """``small_cnn`` trained to name glyphs, ``copies`` drawings of each class.
 
     Returns:
-        Its weights; the loss of each step; the share of right names on another tenth as many drawings.
+        Its weights in float32; the loss of each step; the share of right names on another tenth as many drawings.
     """
     import keras
 
     classes = glyph_classes()
     keras.utils.set_random_seed(SEED)
-    model = small_cnn(len(classes))
-    losses = train(model, *draw_glyphs(classes, copies), steps, 3e-3, shift=2)
-    fresh = draw_glyphs(classes, max(1, copies // 10), seed=SEED + 1)
-    return model.get_weights(), losses, accuracy(model, *fresh)
+    with _double_precision():
+        model = small_cnn(len(classes))
+        losses = train(model, *draw_glyphs(classes, copies), steps, 3e-3, shift=2)
+        fresh = draw_glyphs(classes, max(1, copies // 10), seed=SEED + 1)
+        return _single(model.get_weights()), losses, accuracy(model, *fresh)
 
 
 # -- the last block of a large network -------------------------------------------------------------------------------

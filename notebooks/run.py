@@ -34,6 +34,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from helpers import networks
+from helpers.check import check_network
 
 HERE = Path(__file__).resolve().parent
 COURSE = ("01_load_numtadb", "02_inception_features", "03_logistic_regression", "04_evaluate")
@@ -60,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parameters = notebook_parameters(options)
     except (ValueError, OSError, networks.WeightsUnavailable) as problem:
         parser.error(str(problem))
+    network = networks.network(options.network or "InceptionV3")
+    # the article's settings run at the network's own size
+    fits = check_network(network.name, max(network.image_size, options.image_size or 0))
+    if not fits.ok:  # features of an earlier layer may do with less, so it is tried all the same
+        print(f"This may not fit into memory: {fits.found}; {fits.fix}.", file=sys.stderr)
     try:
         results = run_course(COURSE, HERE, options.build, parameters)
     except CourseError as problem:

@@ -1,5 +1,6 @@
 """``helpers.check``: each check is OK on a sound machine and fails, with a way out, when its thing is broken."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -192,6 +193,7 @@ def test_disk_looks_at_the_nearest_folder_there_is(monkeypatch, tmp_path):
 
 
 def test_main_prints_every_check_and_its_exit_code(sound, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["check"])
     assert check.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[: len(NAMES)]] == [[name, "OK"] for name in NAMES]
@@ -218,6 +220,37 @@ print([name for name in ("tensorflow", "keras", "openvino", "torch") if name in 
     seconds, loaded = done.stdout.splitlines()
     assert loaded == "[]"
     assert float(seconds) < 10  # about 1 s on an idle machine
+
+
+# -- will a choice fit? ------------------------------------------------------------------------------------------------
+
+
+def test_what_fits_and_what_does_not(monkeypatch):
+    monkeypatch.setattr(spark, "available_cores", lambda: 2)
+    monkeypatch.setattr(spark, "available_memory", lambda: 2 * 10**9 // 2**20)  # Binder
+    assert check.check_network().ok, "the course's own network at its own size"
+    assert check.check_network("InceptionV3", 96).ok
+    large = check.check_network("VGG16", 448)
+    assert not large.ok
+    assert large.found == "VGG16 at 448 px: 2.3 GB with 2 workers, 2.0 GB there"
+    (largest,) = map(int, re.findall(r"take images of (\d+) px or fewer", large.fix))
+    assert check.check_network("VGG16", largest).ok and not check.check_network("VGG16", largest + 1).ok
+    monkeypatch.setattr(spark, "available_memory", lambda: 3000)
+    assert check.check_network("VGG16", 448).ok
+    monkeypatch.setattr(spark, "available_cores", lambda: 16)
+    assert "take a smaller network, or a machine or container with" in check.check_network("VGG16").fix
+    with pytest.raises(ValueError, match="did you mean VGG19 or VGG16"):
+        check.check_network("VGG17")
+
+
+def test_the_check_of_a_choice_on_the_command_line(sound, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["check", "--image-size", "3000"])
+    assert check.main() == 1
+    assert capsys.readouterr().out.endswith("To mend: network.\n")
+    monkeypatch.setattr(sys, "argv", ["check", "--network", "VGG16", "--image-size", "16"])
+    with pytest.raises(SystemExit):
+        check.main()
+    assert "VGG16 needs images of at least 32 pixels" in capsys.readouterr().err
 
 
 # -- what a notebook asks besides --------------------------------------------------------------------------------------

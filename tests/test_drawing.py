@@ -12,7 +12,7 @@ from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import types as T
 
-from helpers.drawing import INK, PAPER, DigitReader, DrawingBoard, someone_can_draw, strokes_to_image
+from helpers.drawing import INK, PAPER, DigitReader, DrawingBoard, strokes_to_image
 from helpers.featurizer import DeepImageFeaturizer
 from helpers.numtadb import read_digits
 from helpers.plotting import image_array
@@ -215,19 +215,3 @@ def test_the_board_says_when_it_cannot_read(reader, monkeypatch):
     draw(board, shape(1))
     assert board._says.value.endswith("run the notebook again. RuntimeError: Spark has been stopped")
     assert (board.answer, board._picture.value) == (None, b"")
-
-
-def test_nobody_draws_here():
-    """A test has no reader in front of it, and neither has a kernel that answers no question."""
-    assert not someone_can_draw()
-
-
-@pytest.mark.parametrize("asks", [True, False])
-def test_a_kernel_knows_whether_someone_is_there(monkeypatch, asks):
-    import IPython
-
-    class Kernel:
-        _allow_stdin = asks
-
-    monkeypatch.setattr(IPython, "get_ipython", lambda: type("Shell", (), {"kernel": Kernel})())
-    assert someone_can_draw() is asks

@@ -172,6 +172,16 @@ def test_a_recipe_makes_its_two_stages():
         mine.max_iter = 8
 
 
+def test_the_courses_graphs_are_ready_once_they_are_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(networks, "_exported", lambda *how: asked.append(how) or Path("graph.xml"))
+    networks.export_course()
+    for settings in (article("glyphs"), networks.recipe("glyphs")):
+        settings.featurizer().graph()
+    ready, used = asked[:2], asked[2:]
+    assert ready == used and len(ready) == 2, "not what the featurizers ask for"
+
+
 def test_settings_with_parts_replaced():
     ours = networks.recipe("glyphs")
     assert ours.replaced() == ours

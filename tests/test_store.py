@@ -259,13 +259,23 @@ def test_several_layers_in_one_pass(spark, tmp_path, network_runs):
 
 
 def test_a_bar_where_someone_looks_and_nothing_where_not(spark, stage, tmp_path, monkeypatch, capsys, small_batches):
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     featurize(digits(spark, range(4)), stage, tmp_path / "unseen")
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(store, "on_screen", lambda: True)
     featurize(digits(spark, range(6)), stage, tmp_path / "seen")
     shown = capsys.readouterr().err
     assert "0/6" in shown and "images/s" in shown
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_kernel_knows_whether_someone_is_there(monkeypatch, asks):
+    import IPython
+
+    class Kernel:
+        _allow_stdin = asks
+
+    monkeypatch.setattr(IPython, "get_ipython", lambda: type("Shell", (), {"kernel": Kernel})())
+    assert store.on_screen() is asks
 
 
 def test_progress_counts_a_task_that_is_tried_again_once(tmp_path):

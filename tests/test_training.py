@@ -100,6 +100,16 @@ def test_the_same_weights_to_the_last_bit_on_any_number_of_cores():
     assert len(one.split()) == 2 and one == several
 
 
+def test_a_cnn_is_the_same_on_a_processor_of_another_kind(monkeypatch):
+    x, y = blobs(6)
+    weights, losses = training.apart(training.trained_cnn, x, y)
+    assert {array.dtype for array in weights} == {np.dtype("float32")} and len(losses) == 200
+    # what an old processor has; in single precision this alone gives another network
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    again, _ = training.apart(training.trained_cnn, x, y)
+    assert all(np.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(weights, again, strict=True))
+
+
 def test_steady_comes_first():
     late = "import tensorflow as tf\ntf.ones(3) + 1\nfrom helpers.training import steady\nsteady()"
     assert (

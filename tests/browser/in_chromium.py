@@ -36,7 +36,8 @@ DRAW = 20  # seconds that pictures and widgets may take to be drawn, once all ce
 TALLEST = 16_000  # px; Chromium takes no larger pictures
 BOARD = "07_harder_digits"
 
-# What the notebook on screen holds. Every cell is drawn, not only those in view; see `settings`.
+# What the notebook on screen holds. Every cell is drawn, not only those in view; see `settings`. An output that is to
+# show a widget has the widget's class itself, even where it says that there is none; what it draws is inside.
 STATE = """() => {
   const panel = jupyterapp.shell.currentWidget, kernel = panel.sessionContext.session?.kernel;
   const code = panel.content.widgets.filter(cell => cell.model.type === 'code' && cell.model.sharedModel.source.trim());
@@ -49,7 +50,7 @@ STATE = """() => {
     })),
     drawn: cell.outputArea.widgets.map(shown => ({
       pictures: [...shown.node.querySelectorAll('.jp-RenderedImage img')].map(img => img.complete && img.naturalWidth),
-      widgets: [...shown.node.querySelectorAll('.jupyter-widgets')].map(widget => widget.offsetHeight),
+      widgets: [...shown.node.querySelectorAll('.jupyter-widgets .jupyter-widgets')].map(widget => widget.offsetHeight),
       broken: shown.node.querySelectorAll('.jupyter-widgets-error-widget').length,
       text: shown.node.textContent,
     })),
