@@ -80,7 +80,6 @@ def test_more_photographs_than_arrow_holds_together(spark, tmp_path, kept_settin
 
 
 @pytest.mark.load
-@pytest.mark.xfail(reason="notebook 03, section 5, splits digits before it leaves broken pictures out")
 def test_make_run_over_a_folder_that_no_one_has_looked_at(tmp_path, capsys):
     """The whole course on digits of the sample among files that are none, eight and two a class."""
     for _, label, *_, path, _ in list_digits(numtadb.SAMPLE):
