@@ -90,7 +90,7 @@ def loaded(file):
     os.environ["KERAS_BACKEND"] = "openvino"
     import keras
 
-    model = keras.saving.load_model(file)
+    model = keras.saving.load_model(file, safe_mode=True)
     return lambda x: model.predict_on_batch(x).argmax(axis=1).astype("float32")
 
 
