@@ -351,6 +351,7 @@ def _shown(digits: DataFrame, progress: Callable[[int, int], None] | None) -> It
 
     with tqdm(total=total, unit=" images") as bar:
         yield lambda done: bar.update(done - bar.n)
+        bar.update(total - bar.n)  # the last batches have not been told; after an error the bar stays where it was
 
 
 def _joined(small: pd.DataFrame, schema: StructType, files: list[Path], spark: SparkSession, output: str) -> DataFrame:

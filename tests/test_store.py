@@ -264,7 +264,7 @@ def test_a_bar_where_someone_looks_and_nothing_where_not(spark, stage, tmp_path,
     monkeypatch.setattr(store, "on_screen", lambda: True)
     featurize(digits(spark, range(6)), stage, tmp_path / "seen")
     shown = capsys.readouterr().err
-    assert "0/6" in shown and "images/s" in shown
+    assert "0/6" in shown and "6/6" in shown and "images/s" in shown
 
 
 @pytest.mark.parametrize("asks", [True, False])
