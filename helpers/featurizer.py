@@ -386,15 +386,16 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
         made = f"{self.uid}__output"
         frame = dataset.withColumn(made, F.arrow_udf(featurize, result)(F.col(f"`{self.getInputCol()}`")))
         frame = frame.withColumn(self.getOutputCol(), self._column(F.col(f"`{made}`.output")))
-        why, skip = f"{self.uid}__error", self.getHandleInvalid() == "skip"
+        inner, skip = f"{self.uid}__error", self.getHandleInvalid() == "skip"
+        why = self.getErrorCol() or inner
         if self.getErrorCol() is not None or skip:
             # a filter on this column would be pushed below the network, which then ran twice, but not past a regular
             # expression
             reason = F.col(f"`{made}`.error")
-            frame = frame.withColumn(self.getErrorCol() or why, F.when(reason.rlike(""), reason))
+            frame = frame.withColumn(why, F.when(reason.rlike(""), reason))
         if skip:
-            frame = frame.where(F.col(f"`{self.getErrorCol() or why}`").isNull())
-        return frame.drop(made, why)
+            frame = frame.where(F.col(f"`{why}`").isNull())
+        return frame.drop(made, inner)
 
 
 class _NetworkStage(_ImageStage):
@@ -644,11 +645,11 @@ class FeatureClassifier(LogisticRegression):
             column = self.getFeaturesCol()
             if not (nulls := dataset.where(F.col(column).isNull()).count()):
                 raise
-            rows = dataset.count()
-        raise ValueError(
-            f"column {column!r} is null in {nulls} of {rows} rows, whose images gave no features; leave them out by "
-            f'.where("{column} IS NOT NULL"), or in a Pipeline by handleInvalid="skip" of the featurizer'
-        )
+            raise ValueError(
+                f"column {column!r} is null in {nulls} of {dataset.count()} rows, whose images gave no features; "
+                f'leave them out by .where("{column} IS NOT NULL"), or in a Pipeline by handleInvalid="skip" of the '
+                "featurizer"
+            ) from None
 
 
 # -- any other Keras model -------------------------------------------------------------------------------------------

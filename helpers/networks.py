@@ -784,6 +784,10 @@ class Recipe:
             }
         )
 
+    def graph(self) -> Path:
+        """The network's graph, as ``export_graph`` gives it."""
+        return export_graph(self.model_name, self.weights, self.layer or (), self.pooling, self.image_size)
+
     def classifier(self, **more: object) -> LogisticRegression:
         """Multinomial logistic regression with the recipe's settings; ``more`` goes to it as it is."""
         from helpers.featurizer import FeatureClassifier
@@ -811,7 +815,7 @@ def export_course() -> None:
     for them: ``python -m helpers.networks``, once, where the course is installed.
     """
     for made in (article("glyphs"), recipe("glyphs")):
-        export_graph(made.model_name, made.weights, made.layer or (), made.pooling, made.image_size)
+        made.graph()
 
 
 if __name__ == "__main__":

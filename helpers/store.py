@@ -325,10 +325,8 @@ def _told_if_full(folder: Path) -> Iterator[None]:
     except (OSError, PythonException) as problem:
         if not any(f"[Errno {number}]" in str(problem) for number in (errno.ENOSPC, errno.EDQUOT)):
             raise
-    else:
-        return
-    told = "no space left while features were stored; those that were finished are kept: make room and run it again"
-    raise OSError(errno.ENOSPC, told, str(folder))
+        told = "no space left while features were stored; those that were finished are kept: make room and run it again"
+        raise OSError(errno.ENOSPC, told, str(folder)) from None
 
 
 def _new_run() -> str:

@@ -16,7 +16,7 @@ from pyspark.ml.feature import VectorSlicer
 from pyspark.ml.tuning import CrossValidatorModel, TrainValidationSplitModel
 from pyspark.sql import DataFrame
 
-from helpers.networks import Recipe, export_graph, network
+from helpers.networks import Recipe, network
 from helpers.store import featurize
 
 
@@ -73,9 +73,7 @@ def _places(choice: Recipe) -> Iterator[tuple[str, range]]:
     import openvino
 
     layers = choice.layer or ()
-    graph = openvino.Core().read_model(
-        export_graph(choice.model_name, choice.weights, layers, choice.pooling, choice.image_size)
-    )
+    graph = openvino.Core().read_model(choice.graph())
     last = graph.get_results()[0].input_value(0).get_node()
     parts = [last.output(0)] if len(layers) == 1 else last.input_values()
     if len(parts) != len(layers):

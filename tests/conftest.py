@@ -1,6 +1,7 @@
 """What the tests share: one Spark session, pictures, Spark's image struct, small data sets, a count of network runs."""
 
 import csv
+import importlib
 import io
 import os
 from collections.abc import Callable, Iterable
@@ -33,6 +34,13 @@ def spark():
     session = start_spark("tests", spark_driver_extraJavaOptions=HASTY_JAVA)
     yield session
     session.stop()
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A module of tests/benchmarks by name; its siblings are found as when it runs as a program."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "benchmarks"))
+    return importlib.import_module
 
 
 @pytest.fixture(scope="session")

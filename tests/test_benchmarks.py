@@ -1,6 +1,5 @@
 """What of the benchmarks needs no clock: operations counted, memory of a process tree, the table, the README."""
 
-import importlib
 import json
 import shlex
 import subprocess
@@ -22,13 +21,6 @@ BENCHMARKS = ROOT / "tests" / "benchmarks"
 README = (ROOT / "README.md").read_text(encoding="utf8")
 
 needs_smaps = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux alone has smaps_rollup")
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """A module of tests/benchmarks by name; its siblings are found as when it runs as a program."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 def test_operations_of_small_networks_counted_by_hand(benchmark):

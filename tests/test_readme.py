@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from pathlib import Path
@@ -11,13 +10,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """A module of tests/benchmarks by name; its siblings are found as when it runs as a program."""
-    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
-    return importlib.import_module
 
 
 def test_every_make_command_exists():

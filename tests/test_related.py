@@ -3,7 +3,6 @@ says why. Nothing of them is run here; `make test-related` does that."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import sys
@@ -20,9 +19,8 @@ MEASURED = {"fit_seconds", "accuracy", "test_images", "images", "images_per_seco
 
 
 @pytest.fixture
-def related(monkeypatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "tests" / "benchmarks"))
-    return importlib.import_module("related")
+def related(benchmark) -> ModuleType:
+    return benchmark("related")
 
 
 def recorded(name: str) -> dict:
