@@ -23,7 +23,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -50,7 +50,8 @@ PACKAGES = ("openvino", "keras", "pillow")  # whose versions change what a featu
 FORMAT = 2  # of the files; raised when they, or how features are computed here, change
 SETTINGS = b"numtadb.settings"  # where a file's metadata keep the fingerprint it was made with
 KEY = "__image_key"  # column beside those of the caller's frame
-ROWS_TOGETHER = 4096  # rows of a row group in a file put together from small ones
+SCHEMA = pa.schema({"image_key": pa.string(), "features": pa.list_(pa.float32())})  # of the files
+GROUP = 256  # rows of a row group in a file put together from small ones; Spark unpacks one a task into its heap
 SUPERSEDED_AFTER = 24 * 3600  # seconds that small files stay for frames that still read them
 
 # -- what is in a store ----------------------------------------------------------------------------------------------
@@ -87,14 +88,15 @@ def _files(folder: Path) -> list[Path]:
     return [file for name, file in sorted(names.items()) if "-" not in name or name.partition("-")[0] not in names]
 
 
-def _write(table: pa.Table, file: Path, settings: str) -> None:
-    """Write a file of the store whole or not at all; it survives a machine that stops right after."""
+def _write(groups: Iterable[pa.Table], file: Path, settings: str) -> None:
+    """Write a file of the store, a row group a table, whole or not at all; a machine may stop right after."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}-{uuid.uuid4().hex[:8]}.unfinished")
     try:
         with open(unfinished, "xb") as out:
-            table = table.replace_schema_metadata({SETTINGS: settings})
-            pq.write_table(table, out, row_group_size=ROWS_TOGETHER, write_page_checksum=True)
+            with pq.ParquetWriter(out, SCHEMA.with_metadata({SETTINGS: settings}), write_page_checksum=True) as writer:
+                for table in groups:
+                    writer.write_table(table)
             out.flush()
             os.fsync(out.fileno())
         os.replace(unfinished, file)
@@ -139,13 +141,24 @@ def _sound_keys(folder: Path, settings: str) -> set[str]:
     return keys
 
 
+def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of at least ``GROUP``, but for the last."""
+    together: list[pa.Table] = []
+    for table in tables:
+        together.append(table)
+        if sum(map(len, together)) >= GROUP:
+            yield pa.concat_tables(together)
+            together = []
+    if together:
+        yield pa.concat_tables(together)
+
+
 def _put_together(folder: Path, run: str, settings: str) -> None:
     """One file of all that a run computed; its small files go a day later, as frames may still read them."""
     small = [file for file in _files(folder) if file.stem.partition("-")[0] == run]
     if len(small) > 1:
-        _write(
-            pa.concat_tables(_read(file, settings) for file in small), folder / "features" / f"{run}.parquet", settings
-        )
+        tables = (_read(file, settings) for file in small)
+        _write(_grouped(tables), folder / "features" / f"{run}.parquet", settings)
     in_force = set(_files(folder))
     for file in [*(folder / "features").glob("*.parquet"), *(folder / "features").glob(".*.unfinished")]:
         if file not in in_force and time.time() - file.stat().st_mtime > SUPERSEDED_AFTER:
@@ -193,9 +206,8 @@ def storing_function(
             outputs, _ = run_network(images.take(pa.array(rows)))
             made = {keys[row]: output for row, output in zip(rows, outputs, strict=True) if output is not None}
             if made:
-                features = pa.array(list(made.values()), pa.list_(pa.float32()))
-                table = pa.table({"image_key": pa.array(list(made), pa.string()), "features": features})
-                _write(table, Path(folder) / "features" / f"{name}.parquet", settings)
+                table = pa.table([list(made), list(made.values())], schema=SCHEMA)
+                _write([table], Path(folder) / "features" / f"{name}.parquet", settings)
                 there.update(made)
         _tell(Path(folder) / "progress" / run, task.partitionId(), task.taskAttemptId(), len(images))
         stored = pa.array([key in there for key in keys])

@@ -21,6 +21,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +38,15 @@ from helpers.distort import distort
 from helpers.featurizer import pixels
 from helpers.networks import GREY_OF_RGB, Recipe, build_network, resolve_layers
 from helpers.numtadb import train_test_split
-from helpers.spark import ship_package
+from helpers.spark import available_cores, available_memory, ship_package
 
 if TYPE_CHECKING:
     import keras
 
 SEED = 42
 SIDE = 32  # pixels, height and width of what small_cnn sees
+MEMORY_OF_TRAINING = 700  # MiB, a process that trains small_cnn
+MEMORY_BESIDE = 600  # MiB, a notebook without Spark and the machine's own
 Split = tuple[np.ndarray, np.ndarray]  # row numbers of the training and of the test images
 
 
@@ -80,8 +83,12 @@ def apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     Args:
         function: of a module, not of a notebook; it, its arguments and its result travel by pickle.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin) as process:
+    with _processes(1) as process:
         return process.submit(function, *args, **kwargs).result()
+
+
+def _processes(number: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), _begin)
 
 
 def _begin() -> None:
@@ -92,15 +99,17 @@ def _begin() -> None:
 
 @contextlib.contextmanager
 def _double_precision() -> Iterator[None]:
-    """Keras builds models in float64, and computes losses so."""
+    """Keras builds models in float64 (the policy of layers), and computes losses so."""
     import keras
 
-    before = keras.config.floatx()
+    policy, floats = keras.config.dtype_policy(), keras.config.floatx()
+    keras.config.set_dtype_policy("float64")
     keras.config.set_floatx("float64")
     try:
         yield
     finally:
-        keras.config.set_floatx(before)
+        keras.config.set_dtype_policy(policy)
+        keras.config.set_floatx(floats)
 
 
 def _single(weights: list[np.ndarray]) -> list[np.ndarray]:
@@ -149,8 +158,9 @@ def feature_arrays(features: DataFrame, paths: Sequence[str]) -> np.ndarray:
 def split_rows(
     digits: DataFrame, paths: Sequence[str], seeds: Sequence[int], test_fraction: float = 0.2
 ) -> list[Split]:
-    """Row numbers (training, test) of ``train_test_split``'s stratified split for each seed."""
-    keys = digits.select("label", "path").cache()
+    """Row numbers (training, test) of ``train_test_split``'s stratified split of the ``paths``, for each seed."""
+    there = digits.sparkSession.createDataFrame(pd.DataFrame({"path": paths}))
+    keys = digits.select("label", "path").join(F.broadcast(there), "path", "semi").cache()
     splits = []
     for seed in seeds:
         _, test = train_test_split(keys, test_fraction, seed)
@@ -289,7 +299,7 @@ def probe_table(
 def trained_cnn(
     x: np.ndarray, y: np.ndarray, seed: int = SEED, start: list[np.ndarray] | None = None
 ) -> tuple[list[np.ndarray], list[float]]:
-    """``small_cnn`` trained on images in double precision: each about 48 times, at least 200 steps.
+    """``small_cnn`` trained on images in double precision: each about 32 times, at least 150 steps.
 
     Args:
         x, y: images float32 (n, size, size, 1) and int labels (n,), from 0.
@@ -300,27 +310,26 @@ def trained_cnn(
         Its weights in float32, as ``get_weights`` has them, and the loss of each step.
     """
     with _double_precision():
-        weights, losses = _Trainer(x, y).train(np.arange(len(y)), seed, start)
-    return _single(weights), losses
+        model, losses = _train_cnn(x, y, int(y.max()) + 1, seed, start)
+        return _single(model.get_weights()), losses
 
 
-class _Trainer:
-    """One compiled ``small_cnn`` for many trainings on parts of the same images."""
+def _train_cnn(
+    x: np.ndarray, y: np.ndarray, classes: int, seed: int, start: list[np.ndarray] | None
+) -> tuple[keras.Model, list[float]]:
+    import keras
 
-    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
-        self.x, self.y = x, y
-        self.model = small_cnn(int(y.max()) + 1, x.shape[1])
+    keras.utils.set_random_seed(seed)
+    fresh = small_cnn(classes, x.shape[1]).get_weights()
+    model = _cnn_to_train(classes, x.shape[1])
+    model.set_weights(fresh if start is None else start[:-2] + fresh[-2:])  # kernel and bias of the head
+    return model, train(model, x, y, max(150, len(y)), 3e-3, shift=2, seed=seed)
 
-    def train(
-        self, rows: np.ndarray, seed: int, start: list[np.ndarray] | None
-    ) -> tuple[list[np.ndarray], list[float]]:
-        import keras
 
-        keras.utils.set_random_seed(seed)
-        fresh = small_cnn(self.model.output_shape[1], self.x.shape[1]).get_weights()
-        self.model.set_weights(fresh if start is None else start[:-2] + fresh[-2:])  # kernel and bias of the head
-        losses = train(self.model, self.x[rows], self.y[rows], max(200, 3 * len(rows) // 2), 3e-3, shift=2, seed=seed)
-        return self.model.get_weights(), losses
+@lru_cache(maxsize=1)
+def _cnn_to_train(classes: int, size: int) -> keras.Model:
+    """One for many trainings, as ``train`` says; in double precision."""
+    return small_cnn(classes, size)
 
 
 def cnn_table(
@@ -328,16 +337,30 @@ def cnn_table(
 ) -> dict[int, list[float]]:
     """Accuracy of ``trained_cnn`` on the test rows of each split, trained on its training rows; ``splits`` by number of
     training images, as is what comes back. The seed is the split's number.
+
+    Each training has one thread, as in ``apart``; as many run beside each other, in processes of their own, as cores
+    and memory allow.
     """
-    found: dict[int, list[float]] = {}
+    fit = (available_memory() - MEMORY_BESIDE) // MEMORY_OF_TRAINING
+    tasks = [(n, number) for n in sorted(splits, reverse=True) for number in range(len(splits[n]))]  # long ones first
+    with _processes(max(1, min(available_cores(), fit, len(tasks)))) as processes:
+        waiting = {
+            (n, number): processes.submit(_score_cnn, x, y, *splits[n][number], number, start) for n, number in tasks
+        }
+        return {n: [waiting[n, number].result() for number in range(len(splits[n]))] for n in splits}
+
+
+def _score_cnn(
+    x: np.ndarray,
+    y: np.ndarray,
+    learn: np.ndarray,
+    ask: np.ndarray,
+    seed: int,
+    start: list[np.ndarray] | None,
+) -> float:
     with _double_precision():
-        trainer = _Trainer(x, y)
-        for n, of_size in splits.items():
-            found[n] = []
-            for number, (learn, ask) in enumerate(of_size):
-                trainer.train(learn, number, start)
-                found[n].append(accuracy(trainer.model, x[ask], y[ask]))
-    return found
+        model, _ = _train_cnn(x[learn], y[learn], int(y.max()) + 1, seed, start)
+        return accuracy(model, x[ask], y[ask])
 
 
 # -- glyphs ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What of the benchmarks needs no clock: operations counted, memory of a process tree, the table, the README."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -80,6 +81,14 @@ def test_memory_of_an_orphan_is_seen(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "memory.py"), f"--json={out}", "sh", "-c", shell]
     subprocess.run(command, check=True, capture_output=True)
     assert json.loads(out.read_text())["total"] > 100
+
+
+@needs_smaps
+def test_orphans_that_have_ended_do_not_stay(benchmark):
+    orphan = shlex.join([sys.executable, "-c", "import subprocess; subprocess.Popen(['sleep', '0.2'])"])
+    before = set(psutil.Process().children())
+    benchmark("memory").peak_of(["sh", "-c", f"{orphan}; sleep 1"], 0.1)
+    assert set(psutil.Process().children()) == before
 
 
 @needs_smaps
@@ -163,6 +172,17 @@ def test_the_readme_has_the_marks_and_only_what_is_between_them_changes(benchmar
         recording.between_marks(README.replace(bench.MARKS[1], ""), bench.MARKS, "one")
     with pytest.raises(ValueError, match="needs the two lines"):
         recording.between_marks(README + README, bench.MARKS, "one")
+
+
+def test_seconds_and_memory_go_to_the_notebooks_that_were_run(benchmark):
+    notebooks, recording, memory = benchmark("notebooks"), benchmark("recording"), benchmark("memory")
+    table = recording.within_marks(README, notebooks.MARKS)
+    assert [file.stem for file in notebooks.COURSE] == re.findall(r"^\| \[(\w+)\]", table, re.MULTILINE)
+    peak = memory.Peak(total=2000, kinds={}, processes={}, samples=1, seconds=61.6, status=0)
+    rows = notebooks.with_figures(table, {"05_tune_on_spark": peak}).splitlines()
+    changed = [(old, new) for old, new in zip(table.splitlines(), rows, strict=True) if old != new]
+    ((old, new),) = changed
+    assert new.endswith(" | 62 | 2.1 GB |") and new.rsplit("|", 3)[0] == old.rsplit("|", 3)[0]
 
 
 def test_copies_of_digits_are_all_different(benchmark, spark):

@@ -13,29 +13,12 @@ import tempfile
 from pathlib import Path
 from statistics import mean
 
-import numpy as np
 import psutil
-from measuring import Figure, local_spark, script, settings_of
-from PIL import Image
+from measuring import Figure, local_spark, script, settings_of, write_digits
 
 from helpers.check import memory_of
-from helpers.numtadb import SAMPLE, list_digits, read_digits
+from helpers.numtadb import read_digits
 from helpers.store import featurize, timing
-
-BLOCK = 8  # pixels: one bit of the pattern, as large as JPEG's blocks, so that it outlives them
-
-
-def write_files(folder: Path, images: int) -> None:
-    """So many JPEG files in class folders."""
-    rows = list_digits(SAMPLE)
-    pictures = [np.asarray(Image.open(row[0]).convert("RGB").resize((180, 180))) for row in rows]
-    for label in range(10):
-        (folder / str(label)).mkdir()
-    for number in range(images):
-        pixels = pictures[number % len(rows)].copy()
-        bits = np.unpackbits(np.array([number], ">u2").view(np.uint8)).reshape(4, 4)
-        pixels[: 4 * BLOCK, : 4 * BLOCK] = 255 * np.kron(bits, np.ones((BLOCK, BLOCK), np.uint8))[..., None]
-        Image.fromarray(pixels).save(folder / str(rows[number % len(rows)][1]) / f"{number:05d}.jpg", quality=85)
 
 
 def measure(options: argparse.Namespace) -> list[Figure]:
@@ -50,8 +33,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
 
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "digits"
-        folder.mkdir()
-        write_files(folder, images)
+        write_digits(folder, images)
         local_spark(options.workers)
         stage = settings_of("recipe").featurizer()
         features = featurize(read_digits(folder), stage, Path(made) / "store", look).where("features IS NOT NULL")

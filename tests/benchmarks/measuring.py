@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 MATRIX = 2048  # rows and columns of the matrices of sgemm
+BLOCK = 8  # pixels: a bit of the pattern that tells pictures apart, as large as JPEG's blocks, so that it outlives them
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,25 @@ def copies(digits: DataFrame, times: int) -> DataFrame:
     image = F.col("image").withField("data", F.overlay(F.col("image.data"), first_pixel, F.lit(1)))
     path = F.concat_ws("#", "path", F.col("copy").cast("string"))
     return numbered.withColumn("image", image).withColumn("path", path).drop("copy")
+
+
+def write_digits(folder: Path, images: int) -> None:
+    """Make a folder with so many JPEG files, 65,536 at most, in class folders: the sample's digits, again and again, no
+    two alike, as a pattern in a corner counts them.
+    """
+    from PIL import Image
+
+    from helpers.numtadb import SAMPLE, list_digits
+
+    rows = list_digits(SAMPLE)
+    pictures = [np.asarray(Image.open(row[0]).convert("RGB").resize((180, 180))) for row in rows]
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True)
+    for number in range(images):
+        pixels = pictures[number % len(rows)].copy()
+        bits = np.unpackbits(np.array([number], ">u2").view(np.uint8)).reshape(4, 4)
+        pixels[: 4 * BLOCK, : 4 * BLOCK] = 255 * np.kron(bits, np.ones((BLOCK, BLOCK), np.uint8))[..., None]
+        Image.fromarray(pixels).save(folder / str(rows[number % len(rows)][1]) / f"{number:05d}.jpg", quality=85)
 
 
 def run(frame: DataFrame) -> float:

@@ -11,13 +11,15 @@ Printed is the largest sum with the share of each kind of process in it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -73,6 +75,7 @@ def peak_of(command: Sequence[str], interval: float = INTERVAL, **how: object) -
     process = subprocess.Popen(list(command), **how)
     due = started
     while True:
+        _bury(set(me.children()) - others, process.pid)
         seen = memory_of(set(me.children()) - others)
         if sum(size for _, size in seen) > sum(size for _, size in largest):
             largest = seen
@@ -94,6 +97,14 @@ def peak_of(command: Sequence[str], interval: float = INTERVAL, **how: object) -
         seconds=time.perf_counter() - started,
         status=status,
     )
+
+
+def _bury(children: Iterable[psutil.Process], own: int) -> None:
+    """Take the exit status of adopted processes that have ended; without it they stay, dead, as long as this one."""
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.pid != own and child.status() == psutil.STATUS_ZOMBIE:
+                os.waitpid(child.pid, 0)
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """Peak memory of featurizing 500 and 5,000 images with two workers: ``python tests/benchmarks/memory_growth.py``.
 
-Each run is a program of its own that starts Spark, computes features into a store and reads them back; ``memory.py``
-watches it. 5,000 are the sample's 500, ten times with another pixel each, so that the network runs on every one.
+Each run is a program of its own that starts Spark, reads a folder of pictures, computes features into a store and reads
+them back; ``memory.py`` watches it. No two pictures are alike, so that the network runs on every one.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from pathlib import Path
 
-from measuring import HERE, ROOT, Figure, copies, local_spark, run, sample_digits, script, settings_of, sgemm
+from measuring import HERE, ROOT, Figure, local_spark, run, script, settings_of, sgemm, write_digits
 from memory import peak_of
 
 
-def featurize_copies(name: str, images: int, workers: int) -> None:
+def featurize_folder(name: str, folder: str, images: int, workers: int) -> None:
     """The program that is watched; it fails unless the network has run on every image."""
+    from helpers.numtadb import read_digits
     from helpers.store import featurize, timing
 
     local_spark(workers)
-    settings = settings_of(name)
-    digits = copies(sample_digits(), images // 500)
+    featurizer = settings_of(name).featurizer()
     with tempfile.TemporaryDirectory() as store:
-        features = featurize(digits, settings.featurizer(), store)
+        features = featurize(read_digits(folder), featurizer, store)
         run(features)
-        done = timing(store, settings.featurizer())
+        done = timing(store, featurizer)
     if done["images"] != images:
         raise SystemExit(f"the network ran on {done['images']} images, not on {images}")
     print(f"{images} images, {done['images_per_second']:.1f} images/s")
@@ -33,8 +34,12 @@ def featurize_copies(name: str, images: int, workers: int) -> None:
 def measure(options: argparse.Namespace) -> list[Figure]:
     figures, smallest, gemm = [], None, sgemm()
     for images in options.images:
-        command = [sys.executable, str(HERE / "memory_growth.py"), "--one", str(images), "--settings", options.settings]
-        peak = peak_of([*command, "--workers", str(options.workers)], cwd=ROOT)
+        command = [sys.executable, str(HERE / "memory_growth.py"), "--settings", options.settings]
+        command += ["--workers", str(options.workers), "--images", str(images), "--one"]
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made) / "digits"
+            write_digits(folder, images)
+            peak = peak_of([*command, str(folder)], cwd=ROOT)
         if peak.status:
             raise SystemExit(f"{' '.join(command)} ended with status {peak.status}")
         print(peak, flush=True)
@@ -51,9 +56,9 @@ def measure(options: argparse.Namespace) -> list[Figure]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", choices=["recipe", "article"], default="recipe")
-    parser.add_argument("--images", type=int, nargs="+", default=[500, 5000], help="multiples of 500")
+    parser.add_argument("--images", type=int, nargs="+", default=[500, 5000])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--one", metavar="FOLDER", help=argparse.SUPPRESS)
 
 
 if __name__ == "__main__":
@@ -61,6 +66,6 @@ if __name__ == "__main__":
         parser = argparse.ArgumentParser()
         arguments(parser)
         given = parser.parse_args()
-        featurize_copies(given.settings, given.one, given.workers)
+        featurize_folder(given.settings, given.one, given.images[0], given.workers)
     else:
         script(measure, __doc__, arguments)

@@ -69,9 +69,9 @@ def measured(options: argparse.Namespace) -> Iterator[tuple[str, int, list[float
 
     apart = training.apart
     tables = {
-        "small CNN, from nothing": apart(training.cnn_table, images, labels, splits),
-        "small CNN, pretrained on glyphs": apart(
-            training.cnn_table, images, labels, splits, apart(training.pretrained_cnn)[0]
+        "small CNN, from nothing": training.cnn_table(images, labels, splits),
+        "small CNN, pretrained on glyphs": training.cnn_table(
+            images, labels, splits, apart(training.pretrained_cnn)[0]
         ),
     }
     blocks = {

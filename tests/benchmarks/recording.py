@@ -54,13 +54,24 @@ def table_of(rows: Sequence[Row], head: Sequence[str], cells: Callable[[Row], Se
 
 
 def between_marks(text: str, marks: tuple[str, str], inside: str) -> str:
-    """``text`` with ``inside`` between its two marks, in place of what was there.
+    """``text`` with ``inside`` between its two marks, in place of what was there; as ``within_marks``."""
+    before, _, after = _parts(text, marks)
+    return f"{before}{inside.rstrip(chr(10))}\n{after}"
+
+
+def within_marks(text: str, marks: tuple[str, str]) -> str:
+    """What stands between two marks of a text.
 
     Raises:
         ValueError: the marks are not there, once each and in order.
     """
+    return _parts(text, marks)[1]
+
+
+def _parts(text: str, marks: tuple[str, str]) -> tuple[str, str, str]:
+    """The text up to the inside, with the first mark; the inside; the rest, from the second mark on."""
     before, found, rest = text.partition(marks[0] + "\n")
-    _, ends, after = rest.partition(marks[1])
+    inside, ends, after = rest.partition(marks[1])
     if not found or not ends or marks[0] in rest or marks[1] in after:
         raise ValueError(f"the text needs the two lines {marks[0]!r} and {marks[1]!r}, once each and in this order")
-    return f"{before}{found}{inside.rstrip(chr(10))}\n{ends}{after}"
+    return before + found, inside, ends + after
