@@ -38,7 +38,7 @@ data: $(VENV)/.ready ## download NumtaDB from Kaggle (about 2 GB)
 	@$(PY) -m helpers.numtadb
 
 lab: $(VENV)/.ready ## open JupyterLab on the landing notebook
-	@$(PY) -m jupyterlab $$(test "$$(id -u)" != 0 || echo --allow-root) $(LAB_OPTIONS) notebooks/00_start_here.ipynb
+	@$(PY) -m jupyterlab $$(test "$$(id -u)" != 0 || echo --allow-root) --ServerApp.root_dir="$(CURDIR)" $(LAB_OPTIONS) notebooks/00_start_here.ipynb
 
 # Stored outputs were made on Linux: elsewhere rounding may differ, and only cells marked for comparison are compared.
 NBVAL := $(if $(filter Linux,$(shell uname -s)),--nbval,--nbval-lax)

@@ -202,7 +202,7 @@ class DrawingBoard:
         self.canvas.fill_style = "rgb({}, {}, {})".format(*PAPER)
         self.canvas.stroke_style = self._ink = "rgb({}, {}, {})".format(*INK)
         self.canvas.fill_rect(0, 0, self.canvas.width, self.canvas.height)
-        self._picture.value, self._says.value = b"", "Draw a digit."
+        self._show(b"", "Draw a digit.")
 
     def press(self, x: float, y: float) -> None:
         """The pen comes down."""
@@ -242,15 +242,19 @@ class DrawingBoard:
         try:
             self.answer = self.reader.read(self.strokes)
         except Exception as problem:  # what a callback raises goes to a log, where nobody looks
-            self.answer, self._picture.value = None, b""
+            self.answer = None
             reason = (str(problem).splitlines() or [""])[0][:100]
-            self._says.value = f"This could not be read; run the notebook again. {type(problem).__name__}: {reason}"
+            self._show(b"", f"This could not be read; run the notebook again. {type(problem).__name__}: {reason}")
             return
         figure = reading(self.answer.image, self.answer.probabilities, self.answer.neighbours)
         held = io.BytesIO()
         figure.savefig(held, format="png")
         plt.close(figure)
-        self._picture.value, self._says.value = held.getvalue(), f"I read {self.answer.digit}."
+        self._show(held.getvalue(), f"I read {self.answer.digit}.")
+
+    def _show(self, png: bytes, text: str) -> None:
+        self._picture.value, self._says.value = png, text
+        self._picture.layout.visibility = "visible" if png else "hidden"  # a browser draws no picture as a broken one
 
     def _not_yet(self) -> None:
         if self._due is not None:

@@ -306,7 +306,7 @@ def feature_maps(
     title: str | None = None,
 ) -> Figure:
     """The first ``limit`` channels of one image's activations, each on its own scale: dark is its least, bright its
-    most.
+    most. Maps of a single value have one scale together.
 
     ``activations``: float (height, width, channels). ``titles``: one text for each map that is drawn, instead of its
     channel's number. ``ValueError`` for another shape or another number of titles.
@@ -323,11 +323,15 @@ def feature_maps(
     if titles is not None and len(titles) != count:
         raise ValueError(f"feature_maps: {len(titles)} titles for {count} maps; give one for each.")
     if title is None:
-        title = f"{count} of {channels} channels, {width} × {height} values each, each on its own scale"
+        title = f"{count} of {channels} channels, {width} × {height} values each"
+        title += ", each on its own scale" if height * width > 1 else ""
     wide = min(columns, count)
     fig, axes = _tiles([divmod(number, wide) for number in range(count)], wide, title, size=1.0, caption=0.2)
+    ends = (
+        {} if height * width > 1 else {"vmin": activations[..., :count].min(), "vmax": activations[..., :count].max()}
+    )
     for number, ax in enumerate(axes):
-        ax.imshow(activations[..., number], cmap="viridis", interpolation="nearest")
+        ax.imshow(activations[..., number], cmap="viridis", interpolation="nearest", **ends)
         ax.set_title(str(number) if titles is None else titles[number], fontsize=8, pad=2)
     return fig
 
@@ -910,12 +914,14 @@ def search_dots(
     series: str = "search",
     label: str = "score",
     title: str | None = None,
+    log: bool = False,
 ) -> Figure:
     """Everything that searches tried: a panel for each Param, in it a dot for each setting, its figure upwards.
 
     ``table``: a row for each setting, with the Params, its figure ``value`` and, where it has it, ``series``: which
     search it belongs to. Numbers that span more than a factor of 30 stand on a logarithmic axis, texts in the order of
-    the table. ``ValueError``: a column is missing, no Param or no row.
+    the table. ``log``: so do the figures, which one that is far off would press together. ``ValueError``: a column is
+    missing, no Param or no row.
     """
     _need_columns("search_dots", table.columns, *params, value)
     if table.empty or not params:
@@ -950,7 +956,7 @@ def search_dots(
             ax.set_xlim(-0.6, len(values) - 0.4)
         elif data[param].min() > 0 and data[param].max() > 30 * data[param].min():
             ax.set_xscale("log")
-        ax.set(xlabel=param, ylabel=label if ax is axes[0][0] else "")
+        ax.set(xlabel=param, ylabel=label if ax is axes[0][0] else "", yscale="log" if log else "linear")
         ax.grid(axis="y")
     if series in table.columns:
         axes[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -980,7 +986,7 @@ def learning_curve(
     for number, name in enumerate(dict.fromkeys(data[series])):
         own = data[data[series] == name].sort_values(x)
         if error in own.columns:
-            low, high = own[value] - own[error].fillna(0), own[value] + own[error].fillna(0)
+            low, high = ((own[value] + side * own[error].fillna(0)).clip(0, 1) for side in (-1, 1))
             ax.fill_between(own[x], low, high, color=_COLOURS[number % 10], alpha=0.2, linewidth=0)
         ax.plot(
             own[x],
@@ -1113,6 +1119,7 @@ def memory_bars(processes: pd.DataFrame, title: str | None = None) -> Figure:
     if processes.empty:
         raise ValueError("memory_bars: the table has no rows.")
     sums = processes.groupby("kind")["MiB"].sum().sort_values(ascending=False)
+    sums = sums[sums.round() > 0] if sums.max() >= 1 else sums  # a shell that has just started
     fig, ax = plt.subplots(figsize=(8, 0.9 + 0.36 * len(sums)), layout="constrained")
     for row, (kind, total) in enumerate(sums.items()):
         sizes = processes.loc[processes["kind"] == kind, "MiB"].sort_values(ascending=False).to_numpy()

@@ -173,6 +173,9 @@ def test_words_are_found_as_they_are_written():
     terms = navigation.glossary_terms("# G\n\n## layer\n\nx\n\n## Arrow\n\nx\n\n## test set\n\n*Also: test images.*\n")
     assert navigation.terms_used("Test\nimages, then two layers. An arrow.", terms) == ["test set", "layer"]
     assert navigation.terms_used("Arrow, player, layered", terms) == ["Arrow"]
+    terms = {"precision": ["precision"], "double precision": ["double precision"]}
+    assert navigation.terms_used("In double precision.", terms) == ["double precision"]
+    assert len(navigation.terms_used("In double precision, with high precision.", terms)) == 2
 
 
 def test_what_cannot_be_made_is_said_in_a_sentence(course):

@@ -419,6 +419,9 @@ def test_feature_maps():
         assert ax.images[0].get_cmap().name == "viridis"
     assert len(figure.axes) == 6
     assert "6 of 10 channels, 5 × 4 values each, each on its own scale" in texts(figure)
+    single = plotting.feature_maps(activations[:1, :1])
+    limits = {ax.images[0].get_clim() for ax in single.axes}
+    assert limits == {(activations[0, 0].min(), activations[0, 0].max())} and "own scale" not in " ".join(texts(single))
     with pytest.raises(ValueError, match="1 titles for 10 maps"):
         plotting.feature_maps(activations, titles=["a"])
     with pytest.raises(ValueError, match="one image"):
@@ -670,6 +673,8 @@ def test_search_dots():
     assert [text.get_text() for text in layer.get_legend().get_texts()] == ["grid", "random"]
     inside(figure)
     assert plotting.search_dots(grid.drop(columns="search"), ["size"]).axes[0].get_legend() is None
+    assert {ax.get_yscale() for ax in figure.axes} == {"linear"}
+    assert plotting.search_dots(grid, ["size"], log=True).axes[0].get_yscale() == "log"
     with pytest.raises(ValueError, match="nothing to draw"):
         plotting.search_dots(grid, [])
     with pytest.raises(ValueError, match="no column 'pool'"):
@@ -699,6 +704,8 @@ def test_learning_curve():
     assert legend == ["drawn: 0.980 at 40", "real: 0.970 at 1000"]
     inside(figure)
     assert plotting.learning_curve(table[["images per class", "accuracy"]][:3]).axes[0].get_legend() is None
+    wide = plotting.learning_curve(table.assign(spread=0.2)).axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert wide.min() == pytest.approx(0.6) and wide.max() == 1, "no accuracy is above 1"
     with pytest.raises(ValueError, match="no rows"):
         plotting.learning_curve(table[:0])
     with pytest.raises(ValueError, match="no column 'images'"):
@@ -911,6 +918,8 @@ def test_memory_bars():
     assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 250), (250, 200), (0, 300)]
     assert [text.get_text() for text in ax.texts] == ["450", "300"]
     inside(figure)
+    with_a_shell = pd.concat([processes, pd.DataFrame({"kind": ["other"], "MiB": [0.1]})])
+    assert len(plotting.memory_bars(with_a_shell).axes[0].patches) == 3
     with pytest.raises(ValueError, match="no rows"):
         plotting.memory_bars(processes[:0])
     with pytest.raises(ValueError, match="no column 'MiB'"):

@@ -57,6 +57,7 @@ def test_make_lab_listens_on_this_machine_only_and_asks_for_its_token(tmp_path):
     """JupyterLab started as `make lab` does, but for the browser and the port."""
     (recipe,) = re.findall(r"^lab:.*\n\t@(.*)$", MAKEFILE, re.MULTILINE)
     command = recipe.replace("$$", "$").replace("$(PY)", '"$PYTHON"').replace("$(LAB_OPTIONS)", "--no-browser --port 0")
+    command = command.replace("$(CURDIR)", str(ROOT))
     assert "$(" not in command.replace("$(test", "").replace("$(id", "")
     own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JUPYTER")}
@@ -71,11 +72,13 @@ def test_make_lab_listens_on_this_machine_only_and_asks_for_its_token(tmp_path):
         server = json.loads(told[0].read_text())
         addresses = listening([psutil.Process(lab.pid), *psutil.Process(lab.pid).children(recursive=True)])
         answers = [status(f"{server['url']}api/contents?token={token}") for token in ("", "guess", server["token"])]
+        linked = status(f"{server['url']}api/contents/data/weights/README.md?token={server['token']}")
     finally:
         lab.terminate()
         lab.wait()
     assert addresses and addresses <= LOOPBACK
     assert re.fullmatch(r"[0-9a-f]{48}", server["token"]) and answers == [403, 403, 200]
+    assert linked == 200, "notebooks link to files beside their folder"
 
 
 def status(url: str) -> int:

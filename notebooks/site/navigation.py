@@ -88,14 +88,18 @@ def glossary_terms(text: str) -> dict[str, list[str]]:
 
 
 def terms_used(prose: str, terms: dict[str, list[str]]) -> list[str]:
-    """Terms that occur in ``prose``, singular or plural, by first use. Capitals count where a term has them."""
+    """Terms that occur in ``prose``, singular or plural, by first use. Capitals count where a term has them; words that
+    belong to a longer term are not another one ("double precision" is no "precision").
+    """
     first = {}
-    for term, spellings in terms.items():
-        for spelling in spellings:
-            flags = re.NOFLAG if spelling != spelling.lower() else re.IGNORECASE
-            words = re.escape(spelling).replace(r"\ ", r"\s+")
-            if found := re.search(rf"(?<![\w-]){words}s?(?![\w-])", prose, flags):
-                first[term] = min(found.start(), first.get(term, len(prose)))
+    spelled = [(term, spelling) for term, spellings in terms.items() for spelling in spellings]
+    for term, spelling in sorted(spelled, key=lambda pair: -len(pair[1])):
+        flags = re.NOFLAG if spelling != spelling.lower() else re.IGNORECASE
+        words = re.escape(spelling).replace(r"\ ", r"\s+")
+        pattern = re.compile(rf"(?<![\w-]){words}s?(?![\w-])", flags)
+        if found := pattern.search(prose):
+            first[term] = min(found.start(), first.get(term, len(prose)))
+            prose = pattern.sub(lambda match: " " * len(match[0]), prose)
     return sorted(first, key=lambda term: first[term])
 
 
