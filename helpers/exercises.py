@@ -7,15 +7,16 @@
 No answer is stored here. What is right is computed: from the sample, from random images and numbers, by the helpers
 that the lessons use. Where an answer is wrong, the usual mistakes are computed as well, and the one that gives the same
 is named. Every call returns a ``Verdict``, which a notebook shows as a sentence. An error inside the reader's own
-function is not caught: its traceback says more than a judge could.
+function is caught only where a sentence says more than its traceback: of a null in Java, or a model of a fixed size.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from PIL import Image
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import AnalysisException
+from pyspark.logger import PySparkLogger
 from pyspark.ml import Pipeline, PipelineModel, Transformer
 from pyspark.ml.classification import LogisticRegressionModel
 from pyspark.ml.linalg import VectorUDT
@@ -367,7 +370,15 @@ def ink_grid(stage: Transformer, cells: int = 8) -> str:
         raise Fault(
             f"'features' is of type {kind.simpleString()}; classifiers take a vector: array_to_vector makes one."
         )
-    found = {row.number: row.features for row in made.select("number", "features").collect()}
+    try:
+        found = {row.number: row.features for row in made.select("number", "features").collect()}
+    except Py4JJavaError as problem:
+        if "NullPointerException" not in str(problem):
+            raise
+        raise Fault(
+            "array_to_vector was given null, and takes none: a row without an image has no array. Write "
+            "F.when(values.isNotNull(), array_to_vector(values))."
+        ) from None
     if len(found) != len(rows):
         raise Fault(f"of {len(rows)} rows {len(found)} came back; keep a row without an image, with null features.")
     if found[len(images)] is not None:
@@ -663,6 +674,10 @@ def search_cost(guess: Mapping[str, int], choices: Mapping[str, Sequence[Any]], 
         raise Fault(f"settings: you said {got['settings']:,g}; a grid takes each value with each other one: {counts}.")
     if got["fits"] == figures["fits"] - 1:
         raise Fault("fits: one is missing; the best setting is trained again, on all folds together.")
+    if got["fits"] == folds * len(settings) + len(passes):
+        raise Fault(
+            "fits: you count a best setting for each pass; one CrossValidator has one, and trains it once more."
+        )
     if got["fits"] != figures["fits"]:
         raise Fault(f"fits: you said {got['fits']:,g}; each setting is trained once a fold, and the best once more.")
     if got["passes of the network"] != figures["passes of the network"]:
@@ -720,7 +735,7 @@ def _look_at_folds(rows: list[Row], images: int, folds: int) -> None:
     if sizes[largest] > 1.25 * sizes[smallest]:
         raise Fault(
             f"fold {largest} has {sizes[largest]} of {images} images and fold {smallest} has {sizes[smallest]}. Number "
-            "the writers in an order drawn by a hash and deal them out in turn, then the folds are about equal."
+            "the writers and deal them out in turn, then the folds are about equal."
         )
 
 
@@ -829,7 +844,15 @@ def scaling_inside(function: Callable[[keras.Model], keras.Model]) -> str:
     weights = [chance.normal(0, 0.005, values.shape) for values in inner.get_weights()]
     inner.set_weights(weights)
     x = chance.integers(0, 256, (20, 6, 6, 1)).astype(np.float32)
-    made = _call(function, inner)
+    try:
+        made = _call(function, inner)
+    except ValueError as problem:
+        if f"expected shape={inner.input_shape}" not in str(problem):
+            raise
+        raise Fault(
+            f"the model that the check gives takes {inner.input_shape}, and yours gives it something else; take the "
+            "size from the model: keras.Input(model.input_shape[1:])."
+        ) from None
     if not isinstance(made, keras.Model):
         raise Fault(f"give a Keras model back, keras.Model(inputs, outputs), not {type(made).__name__}.")
     if made.input_shape != inner.input_shape:
@@ -873,6 +896,17 @@ def scaling_inside(function: Callable[[keras.Model], keras.Model]) -> str:
     )
 
 
+@contextlib.contextmanager
+def _no_log_of_sql() -> Iterator[None]:
+    """Here an error in SQL is raised and not logged as well; Spark's Python side logs it with Java's stack trace."""
+    logger = PySparkLogger.getLogger("SQLQueryContextLogger")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 @_judged
 def confusions(query: str) -> str:
     """SQL over the view ``digits`` with the function ``digit(image)``: ``label``, ``read_as`` and ``images`` of each
@@ -882,8 +916,9 @@ def confusions(query: str) -> str:
     if not isinstance(query, str):
         raise Fault(f"give the query as a text, not {type(query).__name__}.")
     try:
-        found = spark.sql(query)
-        rows = [tuple(row) for row in found.collect()]
+        with _no_log_of_sql():
+            found = spark.sql(query)
+            rows = [tuple(row) for row in found.collect()]
     except AnalysisException as problem:
         raise Fault(f"Spark does not take the query: {str(problem).splitlines()[0]}") from None
     if found.columns != ["label", "read_as", "images"]:
@@ -939,7 +974,7 @@ def higher_threshold(guess: Mapping[str, str], evaluation: Evaluation, low: floa
     _directions(guess, before, after, same=0.005)
     wrong, good = "share of wrong among the answers", "share of all images answered rightly"
     return (
-        f"Of the answers {after[wrong]:.2f} are wrong in place of {before[wrong]:.2f}; the price are right answers "
+        f"Of the answers {after[wrong]:.2f} are wrong in place of {before[wrong]:.2f}; the price is right answers "
         f"withheld, {before[good] - after[good]:.2f} of all images. On images this hard no threshold makes the errors "
         "go away."
     )

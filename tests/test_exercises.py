@@ -15,6 +15,8 @@ from conftest import FAST, image_frame, picture
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+from pyspark.errors import AnalysisException, PythonException
+from pyspark.logger import PySparkLogger
 from pyspark.ml import Pipeline, Transformer
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.functions import array_to_vector, vector_to_array
@@ -246,9 +248,26 @@ GRID_MISTAKES = [
 ]
 
 
+class NullToVector(Grid):
+    """Gives ``array_to_vector`` what ``values`` makes of an image, null for none."""
+
+    def __init__(self, values: Callable) -> None:
+        super().__init__()
+        self.values = values
+
+    def _transform(self, dataset):
+        return dataset.withColumn("features", array_to_vector(F.udf("array<double>")(self.values)("image")))
+
+
 @pytest.mark.parametrize(("stage", "said"), GRID_MISTAKES, ids=[said for _, said in GRID_MISTAKES])
 def test_ink_grid_wrong(spark, stage, said):
     fails(check.ink_grid(stage), said)
+
+
+def test_ink_grid_null_to_vector(spark):
+    fails(check.ink_grid(NullToVector(lambda image: image and [0.5] * 64)), "array_to_vector was given null", "F.when(")
+    with pytest.raises(PythonException, match="`size` is not supported"):
+        check.ink_grid(NullToVector(lambda image: image.size))
 
 
 # -- 03 ----------------------------------------------------------------------------------------------------------------
@@ -422,6 +441,7 @@ CHOICES = {"pooling": ["avg", "max"], "image size": [75, 96, 128], "layer": ["a"
     [
         ("settings", 11, "2 x 3 x 4 x 2"),
         ("fits", 240, "one is missing"),
+        ("fits", 246, "for each pass"),
         ("fits", 48, "each setting is trained once a fold"),
         ("passes of the network", 24, "listened to at all layers"),
     ],
@@ -548,6 +568,20 @@ def of_another_size(model):
     return keras.Model(inputs, model(keras.layers.AveragePooling2D(2)(inputs)))
 
 
+def of_the_size_of_the_exercise(model):
+    import keras
+
+    inputs = keras.Input((32, 32, 1))
+    return keras.Model(inputs, model(keras.layers.Rescaling(1 / 255)(inputs)))
+
+
+def of_colours(model):
+    import keras
+
+    inputs = keras.Input((6, 6, 3))
+    return keras.Model(inputs, model(keras.layers.Conv2D(1, 1)(inputs)))
+
+
 SCALING_MISTAKES = [
     (lambda model: model, "the pixels reach the model as they are"),
     (rescaled(255), "you multiply the pixels"),
@@ -556,6 +590,8 @@ SCALING_MISTAKES = [
     (rescaled(1 / 200), "does not give what the first one gives"),
     (in_the_weights, "changed the weights"),
     (of_another_size, "your model takes (None, 12, 12, 1)"),
+    (of_colours, "your model takes (None, 6, 6, 3)"),
+    (of_the_size_of_the_exercise, "takes (None, 6, 6, 1), and yours gives it something else; take the size"),
     (in_front(lambda layers: layers.Lambda(lambda x: x / 255)), "Lambda"),
     (lambda model: model(np.zeros((1, 6, 6, 1))), "give a Keras model back"),
     (nothing, "nothing back"),
@@ -569,6 +605,11 @@ def test_scaling_inside(spark):
 @pytest.mark.parametrize(("function", "said"), SCALING_MISTAKES, ids=[said for _, said in SCALING_MISTAKES])
 def test_scaling_inside_wrong(spark, function, said):
     fails(check.scaling_inside(function), said)
+
+
+def test_scaling_inside_shows_a_readers_own_error():
+    with pytest.raises(ValueError, match="invalid literal"):
+        check.scaling_inside(lambda model: int("a"))
 
 
 @pytest.fixture(scope="module")
@@ -612,6 +653,19 @@ def test_confusions(asked):
 @pytest.mark.parametrize(("query", "said"), QUERY_MISTAKES, ids=[said for _, said in QUERY_MISTAKES])
 def test_confusions_wrong(asked, query, said):
     fails(check.confusions(query), said)
+
+
+def test_confusions_logs_nothing_of_a_wrong_query(asked, caplog):
+    logger = PySparkLogger.getLogger("SQLQueryContextLogger")
+    logger.addHandler(caplog.handler)
+    try:
+        check.confusions("SELECT nothing FROM digits")
+        assert caplog.records == []
+        with pytest.raises(AnalysisException):  # and all others are logged as before
+            check._spark().sql("SELECT nothing FROM digits")
+        assert len(caplog.records) == 1
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 # -- 07 ----------------------------------------------------------------------------------------------------------------
