@@ -11,6 +11,7 @@ Settings that belong together are a ``Recipe``: the article's (``article``) and 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -57,7 +58,9 @@ class Network:
         name: Keras' name of it.
         image_size: height and width in pixels it was designed for.
         minimum_size: smallest height and width it accepts, in pixels.
+        parameters: numbers it has learned, without its classification head.
         last_layer: its last layer below the classification head.
+        block_ends: regular expression of the layers that end a block, from input to output.
         preprocessing: ``"tf"`` (RGB, x / 127.5 - 1) or ``"caffe"`` (BGR, minus ImageNet's mean), as in Keras.
         worker_mib, mib_per_megapixel: memory of a worker that runs it up to its last layer, as a line over the area of
             an image, by ``python tests/benchmarks/network_memory.py``.
@@ -66,7 +69,9 @@ class Network:
     name: str
     image_size: int
     minimum_size: int
+    parameters: int
     last_layer: str
+    block_ends: str
     preprocessing: str
     worker_mib: int
     mib_per_megapixel: int
@@ -79,11 +84,13 @@ class Network:
 NETWORKS = {
     n.name: n
     for n in (
-        Network("InceptionV3", 299, 75, "mixed10", "tf", 310, 968),
-        Network("Xception", 299, 71, "block14_sepconv2_act", "tf", 324, 1531),
-        Network("ResNet50", 224, 32, "conv5_block3_out", "caffe", 298, 557),
-        Network("VGG16", 224, 32, "block5_pool", "caffe", 260, 2002),
-        Network("VGG19", 224, 32, "block5_pool", "caffe", 311, 1948),
+        Network("InceptionV3", 299, 75, 21_802_784, "mixed10", r"mixed\d+", "tf", 310, 968),
+        Network(
+            "Xception", 299, 71, 20_861_480, "block14_sepconv2_act", r"add(_\d+)?|block14_sepconv2_act", "tf", 324, 1531
+        ),
+        Network("ResNet50", 224, 32, 23_587_712, "conv5_block3_out", r"conv\d_block\d_out", "caffe", 298, 557),
+        Network("VGG16", 224, 32, 14_714_688, "block5_pool", r"block\d_pool", "caffe", 260, 2002),
+        Network("VGG19", 224, 32, 20_024_384, "block5_pool", r"block\d_pool", "caffe", 311, 1948),
     )
 }
 
@@ -292,6 +299,7 @@ def build_network(
     """
     size = check_size(name, image_size)
     path = weights_file(name, weights)
+    gc.collect()  # a network that nobody has any more, full of cycles, would wait for it with all its weights
     known = class_names(name, weights) if include_top else None
     model = _bare(name, include_top, size, len(known) if known else 1000)
     if weights == "imagenet":
@@ -353,6 +361,11 @@ def _imagenet_arrays(name: str, include_top: bool) -> list[np.ndarray]:
 def layer_names(name: str) -> list[str]:
     """Names of all layers of the network without its head, from input to output."""
     return [layer.name for layer in _bare(name, False, network(name).image_size, 1000).layers]
+
+
+def block_ends(name: str) -> list[str]:
+    """Names of the layers that end a block of the network, from input to output."""
+    return [layer for layer in layer_names(name) if re.fullmatch(network(name).block_ends, layer)]
 
 
 def resolve_layers(model: keras.Model, layers: Sequence[str]) -> list[keras.KerasTensor]:
@@ -811,15 +824,18 @@ def recipe(weights: str = "glyphs", model_name: str = "InceptionV3") -> Recipe:
 
 
 def export_course() -> None:
-    """Make the graphs of the article's settings and of the recipe, with the embedded weights, so that no notebook waits
-    for them: ``python -m helpers.networks``, once, where the course is installed.
+    """Make the graphs that the notebooks run on the sample, so that none waits for them nor needs memory for that:
+    ``python -m helpers.networks``, once, where the course is installed.
     """
-    for made in (article("glyphs"), recipe("glyphs")):
+    blocks = recipe("glyphs").replaced(layer=block_ends("InceptionV3"))
+    random = [article("random", name) for name in NETWORKS]
+    for made in (article("glyphs"), recipe("glyphs"), blocks, replace(blocks, weights="random"), *random):
         made.graph()
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 1:
+        os.environ["KERAS_BACKEND"] = "openvino"  # names of layers are asked for here, and TensorFlow is large
         export_course()
     else:
         {"export": _export, "export_model": _export_model, "classes": _classes}[sys.argv[1]](json.load(sys.stdin))

@@ -62,6 +62,7 @@ appender.stderr.layout.pattern = %d{HH:mm:ss} %p %c{1}: %m%n%ex
 # The collector that keeps to the memory in use: the default one takes whatever the heap allows.
 _FRUGAL = (
     "-XX:+UseSerialGC -XX:MaxNewSize=128m -XX:MinHeapFreeRatio=10 -XX:MaxHeapFreeRatio=30 "
+    "-XX:InitialHeapSize=64m "  # left alone it begins with a part of the machine's memory
     "-XX:SoftRefLRUPolicyMSPerMB=20"  # values of broadcasts, which would stay for a second a free megabyte
 )
 
@@ -179,14 +180,16 @@ def available_memory() -> int:
 def local_settings(cores: int, memory: int) -> dict[str, str]:
     """Spark's settings on one machine of ``cores`` cores and ``memory`` MiB.
 
-    The heap is a thirty-second part of the memory, within 512 MiB and 4 GiB: images and networks live in the Python
+    The heap is a forty-eighth part of the memory, within 512 MiB and 4 GiB: images and networks live in the Python
     workers, one a core.
     """
     return {
         "spark.master": f"local[{cores}]",
-        "spark.driver.memory": f"{min(max(memory // 32, 512), 4096)}m",
+        "spark.driver.memory": f"{min(max(memory // 48, 512), 4096)}m",
         "spark.driver.extraJavaOptions": _FRUGAL,
         "spark.python.daemon.module": "helpers.spark",
+        # a task with two Python functions takes two workers; left in the pool they would hold a network each
+        "spark.python.factory.idleWorkerMaxPoolSize": str(cores),
         "spark.executorEnv.PYTHONPATH": str(Path(__file__).parent.parent),
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
@@ -428,8 +431,7 @@ class StandaloneCluster:
         self.folder = Path(tempfile.mkdtemp(prefix="spark-cluster-"))  # for this user alone
         self.processes: dict[str, subprocess.Popen] = {}
         self._cores, self._memory = cores, memory
-        # a heap that begins small is tidied early; left alone it begins with a part of the machine's memory
-        small = f"{_FRUGAL} -XX:InitialHeapSize=64m -XX:TieredStopAtLevel=1"
+        small = f"{_FRUGAL} -XX:TieredStopAtLevel=1"
         self.settings = {
             "spark.authenticate": "true",
             SECRET: secrets.token_hex(32),

@@ -176,10 +176,25 @@ def test_the_courses_graphs_are_ready_once_they_are_asked_for(monkeypatch):
     asked = []
     monkeypatch.setattr(networks, "_exported", lambda *how: asked.append(how) or Path("graph.xml"))
     networks.export_course()
-    for settings in (article("glyphs"), networks.recipe("glyphs")):
+    ready = asked[:]
+    asked.clear()
+    for settings in (
+        article("glyphs"),
+        networks.recipe("glyphs"),
+        *(article("random", name) for name in networks.NETWORKS),
+    ):
         settings.featurizer().graph()
-    ready, used = asked[:2], asked[2:]
-    assert ready == used and len(ready) == 2, "not what the featurizers ask for"
+    assert all(used in ready for used in asked) and len(asked) == 7 and len(ready) == 9, (
+        "not what the featurizers ask for"
+    )
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_what_is_known_of_a_network_is_keras(name):
+    known = networks.NETWORKS[name]
+    assert networks._bare(name, False, known.minimum_size, 1000).count_params() == known.parameters
+    ends = networks.block_ends(name)
+    assert len(ends) >= 5 and ends[-1] == known.last_layer
 
 
 def test_settings_with_parts_replaced():

@@ -169,7 +169,8 @@ def test_a_jvm_that_does_not_start_is_told_in_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cores", "memory", "heap"), [(1, 2048, 512), (2, 16384, 512), (2, 24576, 768), (16, 262144, 4096), (4, 900, 512)]
+    ("cores", "memory", "heap"),
+    [(1, 2048, 512), (2, 16384, 512), (2, 24576, 512), (8, 49152, 1024), (16, 262144, 4096), (4, 900, 512)],
 )
 def test_sizes_fit_the_machine(cores, memory, heap):
     made = local_settings(cores, memory)
