@@ -11,7 +11,6 @@ Settings that belong together are a ``Recipe``: the article's (``article``) and 
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import importlib.metadata
 import json
@@ -299,7 +298,6 @@ def build_network(
     """
     size = check_size(name, image_size)
     path = weights_file(name, weights)
-    gc.collect()  # a network that nobody has any more, full of cycles, would wait for it with all its weights
     known = class_names(name, weights) if include_top else None
     model = _bare(name, include_top, size, len(known) if known else 1000)
     if weights == "imagenet":
