@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from PIL import Image
-from py4j.protocol import Py4JJavaError
 from pyspark.errors import AnalysisException
 from pyspark.logger import PySparkLogger
 from pyspark.ml import Pipeline, PipelineModel, Transformer
@@ -372,7 +371,7 @@ def ink_grid(stage: Transformer, cells: int = 8) -> str:
         )
     try:
         found = {row.number: row.features for row in made.select("number", "features").collect()}
-    except Py4JJavaError as problem:
+    except Exception as problem:  # py4j's; it is pyspark's to import, and not declared here
         if "NullPointerException" not in str(problem):
             raise
         raise Fault(

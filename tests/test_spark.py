@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 import helpers.spark
@@ -240,7 +241,7 @@ def test_settings_of_a_running_session(spark):
         ValueError, match=r"spark.driver.memory can only be set before Spark starts; call spark.stop\(\)"
     ):
         start_spark(spark_driver_memory="17g")
-    assert start_spark() is spark  # which session is active is a matter of the JVM's thread that answers
+    assert SparkSession.getActiveSession() is spark
 
 
 def test_workers_have_this_package_and_this_python(spark):
