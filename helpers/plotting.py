@@ -320,16 +320,15 @@ def feature_maps(
         )
     height, width, channels = activations.shape
     count = min(limit, channels)
+    own_scale = height * width > 1
     if titles is not None and len(titles) != count:
         raise ValueError(f"feature_maps: {len(titles)} titles for {count} maps; give one for each.")
     if title is None:
-        title = f"{count} of {channels} channels, {width} × {height} values each"
-        title += ", each on its own scale" if height * width > 1 else ""
+        title = f"{count} of {channels} channels, {width} × {height} values each{', each on its own scale' * own_scale}"
     wide = min(columns, count)
     fig, axes = _tiles([divmod(number, wide) for number in range(count)], wide, title, size=1.0, caption=0.2)
-    ends = (
-        {} if height * width > 1 else {"vmin": activations[..., :count].min(), "vmax": activations[..., :count].max()}
-    )
+    drawn = activations[..., :count]
+    ends = {} if own_scale else {"vmin": drawn.min(), "vmax": drawn.max()}
     for number, ax in enumerate(axes):
         ax.imshow(activations[..., number], cmap="viridis", interpolation="nearest", **ends)
         ax.set_title(str(number) if titles is None else titles[number], fontsize=8, pad=2)
