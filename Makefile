@@ -122,7 +122,8 @@ distclean: clean ## also remove the virtual environment
 # --- the virtual environment ------------------------------------------------------------------------------------------
 # .venv/requirements.lock: everything in the lock is installed. It is written last, and an interrupted or failed build is
 # removed, so no half-made environment passes for a ready one. .venv/.ready: this project is installed into it as well,
-# and the networks that the notebooks start with are in the cache.
+# the networks that the notebooks start with are in the cache, and Spark's classes in an archive, so that sessions start
+# sooner.
 # An environment that was copied or moved along with the folder, or whose Python is gone, is built anew.
 VENV_FITS := $(shell test "$$(cat $(VENV)/.root 2>/dev/null)" = "$(CURDIR)" && $(PY) -c '' 2>/dev/null && echo yes)
 
@@ -152,6 +153,7 @@ $(VENV)/requirements.lock: requirements.lock $(if $(VENV_FITS),,force)
 $(VENV)/.ready: $(VENV)/requirements.lock pyproject.toml
 	@$(PY) -m pip install -qq --no-deps --no-build-isolation --editable .
 	@$(PY) -m helpers.networks
+	@$(PY) -m helpers.spark archive
 	@touch $@
 
 # --- environments of tools --------------------------------------------------------------------------------------------

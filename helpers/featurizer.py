@@ -13,17 +13,21 @@ image of the right size stays as it is. Then the network's own preprocessing and
 
 **What runs where.** Only the image column goes to Python; all others stay in the JVM. The driver exports the network
 once (``export_graph`` and ``export_model`` there), and Spark's file service takes it to every executor, which need
-neither internet nor a shared disk, only this package. A worker loads it once and uses as many threads as the task has
-cores. Features are the same to the last bit whatever the batch, the partition or the number of workers.
+neither internet nor a shared disk, only this package. A worker loads it once, lets go of it when there is nothing to
+do, and uses as many threads as the task has cores. Features are the same to the last bit whatever the batch, the
+partition or the number of workers.
 """
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -76,7 +80,58 @@ def pixels(height: int, width: int, channels: int, data: bytes | memoryview, siz
     return np.repeat(array[:, :, None], 3, axis=2) if channels == 1 else array
 
 
+IDLE = 0.5  # seconds without a task before a worker lets go of its networks
 _loaded: dict[tuple[str, int], tuple[Any, int]] = {}
+_guard = threading.Lock()  # of _loaded
+_idle: threading.Timer | None = None
+
+
+@contextmanager
+def graph_in_use(graph: str, threads: int, task: int) -> Iterator[Any]:
+    """The compiled network, for one Arrow batch of images.
+
+    Spark keeps workers that have nothing to do, and each would hold some 200 MiB. So a process lets go of its networks
+    when there was no task for ``IDLE`` seconds; to load one again takes about as long.
+    """
+    global _idle
+    if _idle is not None:
+        _idle.cancel()
+    with _guard:
+        fresh = (graph, threads) not in _loaded
+        network = load_graph(graph, threads, task)
+    try:
+        yield network
+    finally:
+        if fresh:
+            _forget_file(graph)
+        _watch()
+
+
+def _watch() -> None:
+    global _idle
+    _idle = threading.Timer(IDLE, _let_go)
+    _idle.daemon = True
+    _idle.start()
+
+
+def _let_go() -> None:
+    if TaskContext.get() is not None:  # its next images are slow to come
+        _watch()
+        return
+    with _guard:
+        _loaded.clear()
+
+
+def _forget_file(graph: str) -> None:
+    """Take the file of weights out of this process's memory, where it stays mapped after OpenVINO has made a copy in
+    the order it computes in: 83 MiB that no one reads again. What is read all the same comes from the file.
+    """
+    if sys.platform == "linux":
+        name = Path(graph).with_suffix(".bin").name
+        for line in Path("/proc/self/maps").read_text(encoding="utf8").splitlines():
+            if line.endswith(name):
+                start, end = (int(number, 16) for number in line.split(maxsplit=1)[0].split("-"))
+                ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 4)  # MADV_DONTNEED
 
 
 def load_graph(graph: str, threads: int, task: int) -> Any:
@@ -367,8 +422,8 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
         threads = int(spark.conf.get("spark.task.cpus", "1"))
 
         def run(images: pa.StructArray) -> tuple[list, list]:
-            network = load_graph(SparkFiles.get(graph), threads, TaskContext.get().taskAttemptId())
-            return run_network(network, images, size, batch_size)
+            with graph_in_use(SparkFiles.get(graph), threads, TaskContext.get().taskAttemptId()) as network:
+                return run_network(network, images, size, batch_size)
 
         return run
 

@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before anything imports TensorFlow
@@ -108,13 +109,14 @@ def network_runs(monkeypatch, tmp_path) -> Callable[[], list[tuple[int, int, int
     log.touch()
     run, file = featurizer.run_network, str(log)
 
-    def counted_load(graph, threads, task):
-        from helpers.featurizer import _loaded, load_graph  # the worker's own, with what it keeps
+    @contextmanager
+    def counted_use(graph, threads, task):
+        from helpers.featurizer import _loaded, graph_in_use  # the worker's own, with what it keeps
 
         there = (graph, threads) in _loaded
-        network = load_graph(graph, threads, task)
-        note(0, 0 if there else 1)
-        return network
+        with graph_in_use(graph, threads, task) as network:
+            note(0, 0 if there else 1)
+            yield network
 
     def counted_run(network, images, size, batch_size):
         note(len(images), 0)
@@ -124,7 +126,7 @@ def network_runs(monkeypatch, tmp_path) -> Callable[[], list[tuple[int, int, int
         with open(file, "a", encoding="ascii") as out:
             out.write(f"{os.getpid()} {images} {loads}\n")
 
-    monkeypatch.setattr(featurizer, "load_graph", counted_load)
+    monkeypatch.setattr(featurizer, "graph_in_use", counted_use)
     monkeypatch.setattr(featurizer, "run_network", counted_run)
 
     def runs() -> list[tuple[int, int, int]]:

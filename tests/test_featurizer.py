@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -161,6 +162,35 @@ def test_images_go_through_the_network_in_batches():
     assert seen == [3, 3, 1]
     assert [output is None for output in outputs] == [False] * 7 + [True]
     assert reasons == [None] * 7 + ["there is no image"]
+
+
+def test_a_worker_lets_go_of_a_network_when_there_is_nothing_to_do(monkeypatch):
+    path = DeepImageFeaturizer(**FAST).graph()
+    graph, size = str(path), networks.graph_shape(path)[0]
+    pixels = np.asarray(picture(0).convert("RGB").resize((size, size)))[None]
+    task = object()
+    monkeypatch.setattr(featurizer.TaskContext, "get", lambda: task)
+    with featurizer.graph_in_use(graph, 1, 0) as network:
+        before = network([pixels])[0]
+    assert _resident(path.with_suffix(".bin")) < 0.2 * path.with_suffix(".bin").stat().st_size
+    featurizer._let_go()
+    with featurizer.graph_in_use(graph, 1, 0) as same:
+        assert same is network, "as long as a task runs, its images may be slow to come"
+        monkeypatch.setattr(featurizer.TaskContext, "get", lambda: None)
+        featurizer._let_go()
+        assert np.array_equal(network([pixels])[0], before), "a network in use stays whole"
+    monkeypatch.setattr(featurizer, "IDLE", 0.0)
+    with featurizer.graph_in_use(graph, 1, 1) as another:
+        assert another is not network
+        assert np.array_equal(another([pixels])[0], before)
+    featurizer._idle.join()
+    assert not featurizer._loaded
+
+
+def _resident(file: Path) -> int:
+    """Bytes of a file that this process has in memory."""
+    text = Path("/proc/self/smaps").read_text(encoding="utf8")
+    return 1024 * sum(map(int, re.findall(rf"{re.escape(str(file))}\n(?:.*\n)*?Rss: +(\d+) kB", text)))
 
 
 def test_only_the_image_goes_to_python(spark):

@@ -75,6 +75,7 @@ BUILD = [
     "-m|pip|install|-qq|--require-hashes|--requirement|requirements.lock",
     "-m|pip|install|-qq|--no-deps|--no-build-isolation|--editable|.",
     "-m|helpers.networks",
+    "-m|helpers.spark|archive",
 ]
 
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -325,3 +326,70 @@ def test_the_daemon_has_no_thread_that_a_fork_would_lose():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     others = [name for name in ast.literal_eval(done.stdout) if not name.startswith("jemalloc")]
     assert len(others) == 1
+
+
+FREED = """
+import numpy as np
+from helpers.spark import _give_back_memory
+
+def held():
+    return next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Pss:")) / 1024
+
+{}
+np.ones(2**21, np.uint8)  # once something as large was freed, glibc takes the like of it from its heap
+before, arrays, small = held(), [], []
+for _ in range(100):
+    arrays.append(np.ones(2**20, np.uint8))
+    small.append(np.ones(2**13, np.uint8))
+arrays.clear()
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that keeps freed memory")
+def test_what_was_freed_is_given_back():
+    kept, given_back = (
+        float(subprocess.run([sys.executable, "-c", FREED.format(call)], capture_output=True, check=True).stdout)
+        for call in ("", "_give_back_memory()")
+    )
+    assert kept > 50, "MiB: without it they stay, or this shows nothing"
+    assert given_back < 20
+
+
+FROM_ARCHIVE = """
+import sys
+import helpers.spark
+
+sys.prefix, log = sys.argv[1:]
+spark = helpers.spark.start_spark(**{"spark.driver.extraJavaOptions": f"-Xlog:class+load:file={log}"})
+print(spark.range(3).count())
+"""
+
+
+def classes_loaded(prefix: str, log: Path) -> tuple[int, int]:
+    """(classes from an archive, all classes) of a session of the environment at ``prefix``."""
+    command = [sys.executable, "-c", FROM_ARCHIVE, prefix, str(log)]
+    assert subprocess.run(command, capture_output=True, check=True, timeout=120).stdout.strip() == b"3"
+    said = log.read_text(encoding="utf8")
+    return said.count("shared objects file (top)"), said.count(" source: ")
+
+
+def test_sessions_take_their_classes_from_an_archive(tmp_path):
+    archives = helpers.spark.class_archives(find_java())
+    helpers.spark.archive_classes()  # made with the environment; here only where it was not
+    archived, loaded = classes_loaded(sys.prefix, tmp_path / "log")
+    assert archived > 0.7 * loaded
+    torn = [tmp_path / file.relative_to(sys.prefix) for file in archives]
+    for whole, file in zip(archives, torn, strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(whole.read_bytes()[:100_000])
+    archived, loaded = classes_loaded(str(tmp_path), tmp_path / "torn log")
+    assert archived == 0 < loaded, "a torn archive is left alone"
+
+
+def test_where_no_archive_can_be_made_sessions_start_as_ever(tmp_path, monkeypatch):
+    (tmp_path / "share").write_text("no folder")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    with pytest.warns(UserWarning, match="not archived"):
+        helpers.spark.archive_classes()
+    assert [file.name for file in tmp_path.iterdir()] == ["share"]
