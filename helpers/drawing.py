@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, ImageDraw
 from pyspark.ml import PipelineModel
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame
 
-from helpers.numtadb import IMAGE_TYPE, image_struct, read_file
+from helpers.numtadb import ARROW_IMAGE, image_struct, read_file
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -124,8 +125,8 @@ class DigitReader:
         """
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise ValueError(f"an image is uint8 (height, width, 3), not {pixels.dtype} {pixels.shape}")
-        row = (image_struct(Image.fromarray(pixels), "drawn"),)
-        frame = self.spark.createDataFrame([row], f"image {IMAGE_TYPE.simpleString()}").coalesce(1)
+        image = pa.array([image_struct(Image.fromarray(pixels), "drawn")], ARROW_IMAGE)
+        frame = self.spark.createDataFrame(pa.table({"image": image})).coalesce(1)
         read = self.model.transform(frame).select("features", "probability").first()
         distances = np.linalg.norm(self._places - read.features.toArray().astype(np.float32) / self._spread, axis=1)
         nearest = np.argsort(distances, kind="stable")[:neighbours]

@@ -378,7 +378,7 @@ def test_sessions_take_their_classes_from_an_archive(tmp_path):
     archives = helpers.spark.class_archives(find_java())
     helpers.spark.archive_classes()  # made with the environment; here only where it was not
     archived, loaded = classes_loaded(sys.prefix, tmp_path / "log")
-    assert archived > 0.7 * loaded
+    assert archived > 0.5 * loaded
     torn = [tmp_path / file.relative_to(sys.prefix) for file in archives]
     for whole, file in zip(archives, torn, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
