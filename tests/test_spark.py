@@ -383,7 +383,7 @@ def test_sessions_take_their_classes_from_an_archive(tmp_path):
     for whole, file in zip(archives, torn, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(whole.read_bytes()[:100_000])
-    archived, loaded = classes_loaded(str(tmp_path), tmp_path / "torn log")
+    archived, loaded = classes_loaded(str(tmp_path), tmp_path / "torn-log")
     assert archived == 0 < loaded, "a torn archive is left alone"
 
 
