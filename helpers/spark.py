@@ -273,6 +273,9 @@ def local_settings(cores: int, memory: int) -> dict[str, str]:
         # a task with two Python functions takes two workers; left in the pool they would hold a network each
         "spark.python.factory.idleWorkerMaxPoolSize": str(cores),
         "spark.executorEnv.PYTHONPATH": str(Path(__file__).parent.parent),
+        # Spark sets it for functions of SQL but not of RDDs, which saving a stage uses; for workers of two environments
+        # it runs two daemons, each with workers of its own
+        "spark.executorEnv.SPARK_SIMPLIFIED_TRACEBACK": "1",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.ui.enabled": "false",

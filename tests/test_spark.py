@@ -393,3 +393,13 @@ def test_where_no_archive_can_be_made_sessions_start_as_ever(tmp_path, monkeypat
     with pytest.warns(UserWarning, match="not archived"):
         helpers.spark.archive_classes()
     assert [file.name for file in tmp_path.iterdir()] == ["share"]
+
+
+def test_functions_of_sql_and_of_rdds_run_in_the_same_workers(spark):
+    def process(numbers: pa.Array) -> pa.Array:
+        return pa.array([os.getppid()] * len(numbers))
+
+    daemons = {
+        row.daemon for row in spark.range(4).select(F.arrow_udf(process, "long")("id").alias("daemon")).collect()
+    }
+    assert daemons == set(spark.sparkContext.parallelize(range(4)).map(lambda _: os.getppid()).collect())
