@@ -128,7 +128,7 @@ def _forget_file(graph: str) -> None:
     """
     if sys.platform == "linux":
         name = Path(graph).with_suffix(".bin").name
-        for line in Path("/proc/self/maps").read_text(encoding="utf8").splitlines():
+        for line in Path("/proc/self/maps").read_text(encoding="utf8", errors="replace").splitlines():
             if line.endswith(name):
                 start, end = (int(number, 16) for number in line.split(maxsplit=1)[0].split("-"))
                 ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 4)  # MADV_DONTNEED

@@ -442,9 +442,8 @@ def assign_folds(digits: DataFrame, folds: int = 5, seed: int = 42, by_writer: b
         fold = min(range(folds), key=lambda f: (int((counts.loc[writer] * filled[f]).sum()), int(filled[f].sum())))
         filled[fold] = filled[fold] + counts.loc[writer]
         of_writer[writer] = fold
-    # from pandas: a list would go through Python workers of another kind, which stay
-    known = pd.DataFrame(sorted(of_writer.items()), columns=["writer", "fold"])
-    known = digits.sparkSession.createDataFrame(known, "writer string, fold int")
+    table = pd.DataFrame(sorted(of_writer.items()), columns=["writer", "fold"])  # a list would be a job of its own
+    known = digits.sparkSession.createDataFrame(table, "writer string, fold int")
     return labelled.join(F.broadcast(known), "writer").select(*digits.columns, "fold")
 
 

