@@ -301,6 +301,8 @@ def common_settings() -> dict[str, str]:
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "64",
+        # 4096 rows of features are more than the young generation holds: the heap fills with what nobody needs
+        "spark.sql.parquet.columnarReaderBatchSize": "64",
         "spark.sql.session.timeZone": "UTC",
     }
 
