@@ -40,24 +40,28 @@ data: $(VENV)/.ready ## download NumtaDB from Kaggle (about 2 GB)
 lab: $(VENV)/.ready ## open JupyterLab on the landing notebook
 	@$(PY) -m jupyterlab $$(test "$$(id -u)" != 0 || echo --allow-root) --ServerApp.root_dir="$(CURDIR)" $(LAB_OPTIONS) notebooks/00_start_here.ipynb
 
+# One process a core, with 6 GiB each: what is in one file stays in one process, as it shares a Spark session.
+BESIDE = -n $$($(PY) -c 'import helpers.spark as s; print(max(1, min(s.available_cores(), s.available_memory() // 6144, 4)))') \
+  --dist loadfile
+
 # Stored outputs were made on Linux: elsewhere rounding may differ, and only cells marked for comparison are compared.
 NBVAL := $(if $(filter Linux,$(shell uname -s)),--nbval,--nbval-lax)
 test: $(VENV)/.ready ## lint, then all tests and the notebooks' stored outputs
 	$(PY) -m ruff check .
-	$(PY) -m pytest $(PYTEST_OPTIONS) tests $(NOTEBOOKS) $(NBVAL) --nbval-current-env \
+	$(PY) -m pytest $(BESIDE) $(PYTEST_OPTIONS) tests $(NOTEBOOKS) $(NBVAL) --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval.cfg
 
 test-load: $(VENV)/.ready ## the tests that take minutes each: 20,000 images, photographs, a killed kernel
 	$(PY) -m pytest $(PYTEST_OPTIONS) -m load tests
 
 further: $(VENV)/.ready ## the same comparison for the notebooks from 05 on
-	$(PY) -m pytest $(PYTEST_OPTIONS) $(FURTHER) $(NBVAL) --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+	$(PY) -m pytest $(BESIDE) $(PYTEST_OPTIONS) $(FURTHER) $(NBVAL) --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 exercises: $(VENV)/.ready ## make notebooks/exercises from notebooks/solutions
 	@$(PY) notebooks/make_exercises.py
 
 solutions: $(VENV)/.ready ## the same comparison for the exercises' solutions
-	$(PY) -m pytest $(PYTEST_OPTIONS) $(SOLUTIONS) $(NBVAL) --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+	$(PY) -m pytest $(BESIDE) $(PYTEST_OPTIONS) $(SOLUTIONS) $(NBVAL) --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 
 navigation: $(VENV)/.ready ## write previous, next, glossary words and contents into the notebooks
 	@$(PY) notebooks/site/navigation.py

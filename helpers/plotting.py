@@ -1112,13 +1112,14 @@ def task_timeline(runs: Mapping[str, pd.DataFrame], title: str | None = "Which e
 def memory_bars(processes: pd.DataFrame, title: str | None = None) -> Figure:
     """Memory of running programs: a bar for each kind of process, a piece for each process.
 
-    ``processes``: a row a process, with ``kind`` and ``MiB``. ``ValueError``: a column is missing or there is no row.
+    A kind that takes less than a hundredth of the largest is left out. ``processes``: a row a process, with ``kind``
+    and ``MiB``. ``ValueError``: a column is missing or there is no row.
     """
     _need_columns("memory_bars", processes.columns, "kind", "MiB")
     if processes.empty:
         raise ValueError("memory_bars: the table has no rows.")
     sums = processes.groupby("kind")["MiB"].sum().sort_values(ascending=False)
-    sums = sums[sums.round() > 0] if sums.max() >= 1 else sums  # a shell that has just started
+    sums = sums[sums >= sums.max() / 100]  # a shell would be no more than a line
     fig, ax = plt.subplots(figsize=(8, 0.9 + 0.36 * len(sums)), layout="constrained")
     for row, (kind, total) in enumerate(sums.items()):
         sizes = processes.loc[processes["kind"] == kind, "MiB"].sort_values(ascending=False).to_numpy()

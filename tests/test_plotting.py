@@ -918,7 +918,7 @@ def test_memory_bars():
     assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 250), (250, 200), (0, 300)]
     assert [text.get_text() for text in ax.texts] == ["450", "300"]
     inside(figure)
-    with_a_shell = pd.concat([processes, pd.DataFrame({"kind": ["other"], "MiB": [0.1]})])
+    with_a_shell = pd.concat([processes, pd.DataFrame({"kind": ["other"], "MiB": [4.0]})])
     assert len(plotting.memory_bars(with_a_shell).axes[0].patches) == 3
     with pytest.raises(ValueError, match="no rows"):
         plotting.memory_bars(processes[:0])
