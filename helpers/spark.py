@@ -190,6 +190,9 @@ def archive_classes() -> None:
     ``python -m helpers.spark archive``. Every later session starts in half the time, and its first query is a second
     faster, as nothing is unpacked, parsed and verified again. Takes half a minute, and 200 MB in the environment's
     folder. Where Java cannot do it or the folder cannot be written to, all stays as it was, with a warning.
+
+    Raises:
+        RuntimeError: a session is running in this process.
     """
     home = find_java()
     java, ours = class_archives(home)
@@ -197,6 +200,8 @@ def archive_classes() -> None:
         return
     try:
         java.parent.mkdir(parents=True, exist_ok=True)
+        if _running() is not None:
+            raise RuntimeError("archive_classes needs a session of its own: call end_spark() first")
         for old in java.parent.glob("*.jsa"):  # of another Java or Spark
             old.unlink()
         with tempfile.TemporaryDirectory(dir=java.parent) as unfinished:

@@ -406,6 +406,16 @@ def test_where_no_archive_can_be_made_sessions_start_as_ever(tmp_path, monkeypat
     assert [file.name for file in tmp_path.iterdir()] == ["share"]
 
 
+def test_classes_are_not_archived_beside_a_session(spark, tmp_path, monkeypatch):
+    old = tmp_path / "share" / "numtadb-transfer" / "old.jsa"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    with pytest.raises(RuntimeError, match="end_spark"):
+        helpers.spark.archive_classes()
+    assert old.exists(), "nothing is lost"
+
+
 def test_functions_of_sql_and_of_rdds_run_in_the_same_workers(spark):
     def process(numbers: pa.Array) -> pa.Array:
         return pa.array([os.getppid()] * len(numbers))
