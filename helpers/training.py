@@ -18,6 +18,7 @@ import contextlib
 import math
 import multiprocessing
 import os
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 
 SEED = 42
 SIDE = 32  # pixels, height and width of what small_cnn sees
-MEMORY_OF_TRAINING = 700  # MiB, a process that trains small_cnn
-MEMORY_BESIDE = 600  # MiB, a notebook without Spark and the machine's own
+MEMORY_OF_TRAINING = 400  # MiB, a process that trains small_cnn, above the TensorFlow that all of them share
+MEMORY_BESIDE = 1000  # MiB: that TensorFlow, a notebook without Spark, and the machine's own
 Split = tuple[np.ndarray, np.ndarray]  # row numbers of the training and of the test images
 
 
@@ -83,12 +84,8 @@ def apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     Args:
         function: of a module, not of a notebook; it, its arguments and its result travel by pickle.
     """
-    with _processes(1) as process:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin) as process:
         return process.submit(function, *args, **kwargs).result()
-
-
-def _processes(number: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), _begin)
 
 
 def _begin() -> None:
@@ -343,11 +340,18 @@ def cnn_table(
     """
     fit = (available_memory() - MEMORY_BESIDE) // MEMORY_OF_TRAINING
     tasks = [(n, number) for n in sorted(splits, reverse=True) for number in range(len(splits[n]))]  # long ones first
-    with _processes(max(1, min(available_cores(), fit, len(tasks)))) as processes:
-        waiting = {
-            (n, number): processes.submit(_score_cnn, x, y, *splits[n][number], number, start) for n, number in tasks
-        }
-        return {n: [waiting[n, number].result() for number in range(len(splits[n]))] for n in splits}
+    trainings = [(x, y, *splits[n][number], number, start) for n, number in tasks]
+    scores = apart(_score_cnns, trainings, max(1, min(available_cores(), fit, len(tasks))))
+    by_task = dict(zip(tasks, scores, strict=True))
+    return {n: [by_task[n, number] for number in range(len(splits[n]))] for n in splits}
+
+
+def _score_cnns(trainings: list[tuple], processes: int) -> list[float]:
+    """``_score_cnn`` of each, beside each other: copies of this process, which has only imported TensorFlow so far."""
+    # elsewhere than on Linux system libraries may not bear to be copied
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(processes, context, _begin) as pool:
+        return list(pool.map(_score_cnn, *zip(*trainings, strict=True)))
 
 
 def _score_cnn(
