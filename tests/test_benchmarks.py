@@ -114,6 +114,8 @@ def test_kinds_of_processes_in_a_spark_program(spark):
     frame = spark.range(2, numPartitions=2).select(F.arrow_udf(slow, "long")("id"))
     rows = []
     job = threading.Thread(target=lambda: rows.extend(frame.collect()))
+    other = "driver and other Python"  # this process, and what tests before have left, as multiprocessing's tracker
+    already = [kind for kind, _ in memory_of([psutil.Process()])].count(other)
     job.start()
     seen = []
     while job.is_alive():
@@ -125,7 +127,7 @@ def test_kinds_of_processes_in_a_spark_program(spark):
     assert fullest["JVM"] == 1
     assert fullest["pyspark daemon"] >= 1, "one for each environment that workers ran in since the JVM started"
     assert fullest["Python workers"] >= 1
-    assert fullest["driver and other Python"] == 1
+    assert fullest[other] == already >= 1
 
 
 def test_the_table_says_whether_bars_are_kept(benchmark):

@@ -339,7 +339,7 @@ np.ones(2**21, np.uint8)  # once something as large was freed, glibc takes the l
 before, arrays, small = pss(os.getpid()), [], []
 for _ in range(100):
     arrays.append(np.ones(2**20, np.uint8))
-    small.append(np.ones(2**13, np.uint8))
+    small.append(np.ones(2**16, np.uint8))  # too large for holes that are there, else it would not lie between
 arrays.clear()
 print(pss(os.getpid()) - before)
 """
