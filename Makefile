@@ -45,23 +45,24 @@ BESIDE = -n $$($(PY) -c 'import helpers.spark as s; print(max(1, min(s.available
   --dist loadfile
 
 # Stored outputs were made on Linux: elsewhere rounding may differ, and only cells marked for comparison are compared.
-NBVAL := $(if $(filter Linux,$(shell uname -s)),--nbval,--nbval-lax)
+NBVAL := $(if $(filter Linux,$(shell uname -s)),--nbval,--nbval-lax) --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+COMPARE = $(PY) -m pytest $(BESIDE) $(PYTEST_OPTIONS) $(NBVAL)
+
 test: $(VENV)/.ready ## lint, then all tests and the notebooks' stored outputs
 	$(PY) -m ruff check .
-	$(PY) -m pytest $(BESIDE) $(PYTEST_OPTIONS) tests $(NOTEBOOKS) $(NBVAL) --nbval-current-env \
-	  --nbval-sanitize-with tests/nbval.cfg
+	$(COMPARE) tests $(NOTEBOOKS)
 
 test-load: $(VENV)/.ready ## the tests that take minutes each: 20,000 images, photographs, a killed kernel
 	$(PY) -m pytest $(PYTEST_OPTIONS) -m load tests
 
 further: $(VENV)/.ready ## the same comparison for the notebooks from 05 on
-	$(PY) -m pytest $(BESIDE) $(PYTEST_OPTIONS) $(FURTHER) $(NBVAL) --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+	$(COMPARE) $(FURTHER)
 
 exercises: $(VENV)/.ready ## make notebooks/exercises from notebooks/solutions
 	@$(PY) notebooks/make_exercises.py
 
 solutions: $(VENV)/.ready ## the same comparison for the exercises' solutions
-	$(PY) -m pytest $(BESIDE) $(PYTEST_OPTIONS) $(SOLUTIONS) $(NBVAL) --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+	$(COMPARE) $(SOLUTIONS)
 
 navigation: $(VENV)/.ready ## write previous, next, glossary words and contents into the notebooks
 	@$(PY) notebooks/site/navigation.py
