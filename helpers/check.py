@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import math
 import shutil
 import sys
 import zipfile
@@ -27,7 +26,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from helpers import networks, numtadb, spark
+from helpers import networks, spark
 
 DISTRIBUTION = "numtadb-transfer"
 GB = 10**9
@@ -132,12 +131,15 @@ def check_network(name: str = "InceptionV3", image_size: int | None = None) -> C
     size = networks.check_size(name, image_size)
     network, cores = networks.NETWORKS[name], spark.available_cores()
     total = spark.available_memory() * 2**20
-    needed = REST_NEEDED + cores * network.worker_memory(size) * 2**20
+
+    def needed_at(size: int) -> float:
+        return REST_NEEDED + cores * network.worker_memory(size) * 2**20
+
+    needed = needed_at(size)
     workers = f"{cores} worker{'s' if cores > 1 else ''}"
     found = f"{name} at {size} px: {needed / GB:.1f} GB with {workers}, {total / GB:.1f} GB there"
-    room = ((total - REST_NEEDED) / 2**20 / cores - network.worker_mib) / network.mib_per_megapixel
-    largest = math.isqrt(max(0, int(room * 1e6)))
-    smaller = f"take images of {largest} px or fewer" if largest >= network.minimum_size else "take a smaller network"
+    largest = next((px for px in range(size, network.minimum_size - 1, -1) if needed_at(px) <= total), None)
+    smaller = f"take images of {largest} px or fewer" if largest else "take a smaller network"
     return _check("network", needed <= total, found, f"{smaller}, or a machine or container with {needed / GB:.1f} GB")
 
 
@@ -205,10 +207,12 @@ def check_weights() -> Check:
 
 def check_data() -> Check:
     """The sample: every image its tables list is there and not empty."""
+    from helpers.numtadb import SAMPLE  # here, as it imports Spark, 55 MiB that other checks do not need
+
     fix = _restore("sample")
-    tables = sorted(numtadb.SAMPLE.glob("training-?.csv"))
+    tables = sorted(SAMPLE.glob("training-?.csv"))
     if not tables:
-        return Check("data", False, f"no sample at {numtadb.SAMPLE}", fix)
+        return Check("data", False, f"no sample at {SAMPLE}", fix)
     listed = 0
     missing: list[Path] = []
     for table in tables:

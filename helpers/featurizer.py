@@ -56,7 +56,6 @@ IMAGE_FIELDS = {
     "nChannels": T.IntegerType(),
     "data": T.BinaryType(),
 }
-BATCH_SIZE = 4  # beyond it OpenVINO gains nothing on one core and memory grows
 
 # -- in the worker ---------------------------------------------------------------------------------------------------
 
@@ -331,7 +330,9 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
     imageSize: Param[int] = Param(
         Params._dummy(), "imageSize", "height and width in pixels the network sees; None: the network's own", to_size
     )
-    batchSize: Param[int] = Param(Params._dummy(), "batchSize", "images that go through the network together", to_size)
+    batchSize: Param[int] = Param(
+        Params._dummy(), "batchSize", "images that go through the network together; None: by their size", to_size
+    )
     errorCol: Param[str] = Param(
         Params._dummy(),
         "errorCol",
@@ -345,13 +346,13 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
 
     def __init__(self) -> None:
         super().__init__()
-        self._setDefault(inputCol="image", imageSize=None, batchSize=BATCH_SIZE, errorCol=None, handleInvalid="keep")
+        self._setDefault(inputCol="image", imageSize=None, batchSize=None, errorCol=None, handleInvalid="keep")
 
     # Spark's style of getters and setters
     def getImageSize(self) -> int | None:
         return self.getOrDefault(self.imageSize)
 
-    def getBatchSize(self) -> int:
+    def getBatchSize(self) -> int | None:
         return self.getOrDefault(self.batchSize)
 
     def getErrorCol(self) -> str | None:
@@ -369,8 +370,8 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
     def setImageSize(self, value: int | None) -> _ImageStage:
         return self._set(imageSize=value) if value is not None else self._clear_and_return(self.imageSize)
 
-    def setBatchSize(self, value: int) -> _ImageStage:
-        return self._set(batchSize=value)
+    def setBatchSize(self, value: int | None) -> _ImageStage:
+        return self._set(batchSize=value) if value is not None else self._clear_and_return(self.batchSize)
 
     def setErrorCol(self, value: str | None) -> _ImageStage:
         return self._set(errorCol=value) if value is not None else self._clear_and_return(self.errorCol)
@@ -385,6 +386,10 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
     def image_size(self) -> int:
         """Height and width in pixels the network sees."""
         raise NotImplementedError
+
+    def batch_size(self) -> int:
+        """Images that go through the network together: as many as was said, or as suits their size."""
+        return self.getBatchSize() or networks.batch_size(self.image_size())
 
     def graph(self) -> Path:
         """The network as the graph that workers run (``helpers.networks``), made where it is not in the cache."""
@@ -418,7 +423,7 @@ class _ImageStage(Transformer, HasInputCol, HasOutputCol, MLReadable, MLWritable
         rows, ``None`` for an image that cannot be used) and reasons (``None`` where there is nothing to tell).
         """
         graph = ship(spark, self.graph())
-        size, batch_size = self.image_size(), self.getBatchSize()
+        size, batch_size = self.image_size(), self.batch_size()
         threads = int(spark.conf.get("spark.task.cpus", "1"))
 
         def run(images: pa.StructArray) -> tuple[list, list]:
@@ -541,7 +546,8 @@ class DeepImageFeaturizer(_NetworkStage):
         layer: any layer by name, or a list of them (their features side by side); ``None`` is the last one.
         pooling: ``"avg"`` or ``"max"`` over the map, or ``"flatten"``: all of it (at the last layer what sparkdl gave).
         imageSize: height and width in pixels the network sees; ``None`` is the network's own size.
-        batchSize: images that go through the network together; features do not depend on it.
+        batchSize: images that go through the network together, which features do not depend on; ``None`` is what suits
+            their size (``helpers.networks.batch_size``).
         errorCol: column for the reason where an image gave null features; ``None`` is no such column.
         handleInvalid: ``"keep"`` a row whose image gave none, with null features, or ``"skip"`` it, as a classifier
             behind this stage in a Pipeline needs it.
@@ -578,7 +584,7 @@ class DeepImageFeaturizer(_NetworkStage):
         layer: str | list[str] | None = None,
         pooling: str = "avg",
         imageSize: int | None = None,
-        batchSize: int = BATCH_SIZE,
+        batchSize: int | None = None,
         errorCol: str | None = None,
         handleInvalid: str = "keep",
     ) -> None:
@@ -665,7 +671,7 @@ class DeepImagePredictor(_Classes, _NetworkStage):
         modelName: str = "InceptionV3",
         weights: str = "imagenet",
         imageSize: int | None = None,
-        batchSize: int = BATCH_SIZE,
+        batchSize: int | None = None,
         errorCol: str | None = None,
         handleInvalid: str = "keep",
         decodePredictions: bool = False,
@@ -799,7 +805,7 @@ class KerasImageTransformer(_Classes):
             ``helpers.networks.PREPROCESSINGS``; ``"none"`` is for a model that scales them itself.
         classes: names of the classes, in the order of the outputs; ``None`` numbers them from 0.
         imageSize: height and width in pixels for a model that takes any; ``None`` is the model's own size.
-        batchSize: images that go through the network together; the output does not depend on it.
+        batchSize: images that go through the network together, as in ``DeepImageFeaturizer``.
         errorCol: column for the reason where an image gave nothing; ``None`` is no such column.
         handleInvalid: ``"keep"`` a row whose image gave nothing, or ``"skip"`` it.
         decodePredictions: give the most probable classes, array<struct<class, description, probability>> in falling
@@ -840,7 +846,7 @@ class KerasImageTransformer(_Classes):
         preprocess: str = "none",
         classes: list[str] | None = None,
         imageSize: int | None = None,
-        batchSize: int = BATCH_SIZE,
+        batchSize: int | None = None,
         errorCol: str | None = None,
         handleInvalid: str = "keep",
         decodePredictions: bool = False,

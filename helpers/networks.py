@@ -49,6 +49,11 @@ class WeightsUnavailable(RuntimeError):
     """Weights that cannot be had here; the message names the alternatives."""
 
 
+# Of a batch. More gain OpenVINO nothing, and memory grows with them.
+MOST_PIXELS = 180_000
+MOST_IMAGES = 8
+
+
 @dataclass(frozen=True)
 class Network:
     """What one needs to know of a network of ``keras.applications``.
@@ -62,7 +67,7 @@ class Network:
         block_ends: regular expression of the layers that end a block, from input to output.
         preprocessing: ``"tf"`` (RGB, x / 127.5 - 1) or ``"caffe"`` (BGR, minus ImageNet's mean), as in Keras.
         worker_mib, mib_per_megapixel: memory of a worker that runs it up to its last layer, as a line over the area of
-            an image, by ``python tests/benchmarks/network_memory.py``.
+            a batch's images together, by ``python tests/benchmarks/network_memory.py``.
     """
 
     name: str
@@ -76,20 +81,21 @@ class Network:
     mib_per_megapixel: int
 
     def worker_memory(self, image_size: int | None = None) -> float:
-        """MiB that a worker takes with images of this height and width, or of the network's own."""
-        return self.worker_mib + self.mib_per_megapixel * (image_size or self.image_size) ** 2 / 1e6
+        """MiB that a worker takes with batches of images of this height and width, or of the network's own."""
+        size = image_size or self.image_size
+        return self.worker_mib + self.mib_per_megapixel * batch_size(size) * size**2 / 1e6
 
 
 NETWORKS = {
     n.name: n
     for n in (
-        Network("InceptionV3", 299, 75, 21_802_784, "mixed10", r"mixed\d+", "tf", 310, 968),
+        Network("InceptionV3", 299, 75, 21_802_784, "mixed10", r"mixed\d+", "tf", 353, 248),
         Network(
-            "Xception", 299, 71, 20_861_480, "block14_sepconv2_act", r"add(_\d+)?|block14_sepconv2_act", "tf", 324, 1531
+            "Xception", 299, 71, 20_861_480, "block14_sepconv2_act", r"add(_\d+)?|block14_sepconv2_act", "tf", 342, 398
         ),
-        Network("ResNet50", 224, 32, 23_587_712, "conv5_block3_out", r"conv\d_block\d_out", "caffe", 298, 557),
-        Network("VGG16", 224, 32, 14_714_688, "block5_pool", r"block\d_pool", "caffe", 260, 2002),
-        Network("VGG19", 224, 32, 20_024_384, "block5_pool", r"block\d_pool", "caffe", 311, 1948),
+        Network("ResNet50", 224, 32, 23_587_712, "conv5_block3_out", r"conv\d_block\d_out", "caffe", 366, 136),
+        Network("VGG16", 224, 32, 14_714_688, "block5_pool", r"block\d_pool", "caffe", 295, 488),
+        Network("VGG19", 224, 32, 20_024_384, "block5_pool", r"block\d_pool", "caffe", 336, 488),
     )
 }
 
@@ -118,6 +124,11 @@ def network(name: str) -> Network:
     if name not in NETWORKS:
         raise ValueError(f"there is no network {name!r}; {_near(str(name), list(NETWORKS))}")
     return NETWORKS[name]
+
+
+def batch_size(image_size: int) -> int:
+    """How many images of this height and width, in pixels, go through a network together where nobody says it."""
+    return max(1, min(MOST_PIXELS // image_size**2, MOST_IMAGES))
 
 
 def check_size(name: str, image_size: int | None) -> int:

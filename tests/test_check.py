@@ -230,13 +230,13 @@ def test_what_fits_and_what_does_not(monkeypatch):
     monkeypatch.setattr(spark, "available_memory", lambda: 2 * 10**9 // 2**20)  # Binder
     assert check.check_network().ok, "the course's own network at its own size"
     assert check.check_network("InceptionV3", 96).ok
-    large = check.check_network("VGG16", 448)
+    large = check.check_network("VGG16", 896)
     assert not large.ok
-    assert large.found == "VGG16 at 448 px: 2.3 GB with 2 workers, 2.0 GB there"
+    assert large.found == "VGG16 at 896 px: 2.4 GB with 2 workers, 2.0 GB there"
     (largest,) = map(int, re.findall(r"take images of (\d+) px or fewer", large.fix))
     assert check.check_network("VGG16", largest).ok and not check.check_network("VGG16", largest + 1).ok
     monkeypatch.setattr(spark, "available_memory", lambda: 3000)
-    assert check.check_network("VGG16", 448).ok
+    assert check.check_network("VGG16", 896).ok
     monkeypatch.setattr(spark, "available_cores", lambda: 16)
     assert "take a smaller network, or a machine or container with" in check.check_network("VGG16").fix
     with pytest.raises(ValueError, match="did you mean VGG19 or VGG16"):

@@ -117,6 +117,15 @@ def test_the_same_bits_whatever_batch_and_partitions(spark):
         assert np.array_equal(np.stack(runs[0]), np.stack(other))
 
 
+def test_batches_by_the_size_of_their_images():
+    assert [networks.batch_size(size) for size in (32, 96, 150, 151, 224, 299, 300, 448, 2000)] == [
+        8, 8, 8, 7, 3, 2, 2, 1, 1,
+    ]  # fmt: skip
+    stage = DeepImageFeaturizer(imageSize=96)
+    assert (stage.getBatchSize(), stage.batch_size()) == (None, 8)
+    assert (stage.setBatchSize(3).batch_size(), stage.setBatchSize(None).setImageSize(None).batch_size()) == (3, 2)
+
+
 def test_the_output_is_a_vector(spark):
     frame = DeepImageFeaturizer(**FAST).transform(image_frame(spark, [picture(0)]))
     assert frame.columns == ["number", "image", "features"]
