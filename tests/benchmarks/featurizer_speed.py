@@ -32,7 +32,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     from helpers.numtadb import IMAGE_TYPE
 
     cores = cores_here()
-    images = options.images or 96 * cores
+    images = options.images or 48 * cores
     loop, batch = best_loop(cores, tuple(options.batches), images=32)
     spark = local_spark()
     schema = f"image {IMAGE_TYPE.simpleString()}"
@@ -43,7 +43,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     rates = take_turns(
         {
             "Spark, images/s": lambda: images / run(featurized),
-            "Keras, images/s": lambda: loop.rate(max(48 * cores // batch, 2) * batch, batch),
+            "Keras, images/s": lambda: loop.rate(max(32 * cores // batch, 1) * batch, batch),
             "sgemm, GFLOP/s": sgemm,
         },
         options.pairs,
@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=int, help="images in one measurement (96 a core)")
+    parser.add_argument("--images", type=int, help="images in one measurement (48 a core)")
     parser.add_argument("--pairs", type=int, default=5, help="rounds of measurements (5)")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="batch sizes Keras may choose from")
 

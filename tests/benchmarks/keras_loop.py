@@ -109,8 +109,8 @@ def best_loop(cores: int, batches: Sequence[int], images: int) -> tuple[KerasLoo
     """The loop with the faster number of threads (one, or one a core) and its fastest batch size; prints each rate."""
 
     def tried(loop: KerasLoop, batch: int) -> float:
-        loop.rate(2 * batch, batch)  # traced
-        rate = loop.rate(max(images // batch, 2) * batch, batch)
+        loop.rate(batch, batch)  # traced
+        rate = loop.rate(max(images // batch, 1) * batch, batch)
         print(f"Keras, {loop}, batch {batch}: {rate:.2f} images/s", flush=True)
         return rate
 
