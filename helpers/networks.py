@@ -678,7 +678,13 @@ def _exported(task: str, name: str, wanted: dict, digests: dict) -> Path:
 
 
 def _run_apart(task: str, wanted: dict) -> str:
-    """What a task of this module prints, run in a process of its own."""
+    """What a task of this module prints, run in a process of its own, if this one is not."""
+    if __name__ == "__main__":
+        import keras
+
+        TASKS[task](wanted)
+        keras.backend.clear_session()  # the next network's layers are numbered from 1 again
+        return ""
     # our own folder first, and not the current one (-P): Spark puts the archive it ships on sys.path, which has no data
     # in it
     path = [str(Path(__file__).parent.parent), *(p for p in sys.path if p)]
@@ -836,15 +842,20 @@ def export_course() -> None:
     """Make the graphs that the notebooks run on the sample, so that none waits for them nor needs memory for that:
     ``python -m helpers.networks``, once, where the course is installed.
     """
-    blocks = recipe("glyphs").replaced(layer=block_ends("InceptionV3"))
+    ours = recipe("glyphs")
+    blocks = ours.replaced(layer=block_ends("InceptionV3"))
     random = [article("random", name) for name in NETWORKS]
-    for made in (article("glyphs"), recipe("glyphs"), blocks, replace(blocks, weights="random"), *random):
+    search = ours.replaced(layer=("mixed2", *ours.layer, "mixed6"))  # notebook 05's passes of the network
+    passes = [replace(search, pooling=pooling, image_size=size) for pooling in ("avg", "max") for size in (75, 96)]
+    for made in (article("glyphs"), ours, blocks, replace(blocks, weights="random"), *random, *passes):
         made.graph()
 
 
+TASKS = {"export": _export, "export_model": _export_model, "classes": _classes}
+
 if __name__ == "__main__":
+    os.environ["KERAS_BACKEND"] = "openvino"  # networks are read and written here, and TensorFlow is large
     if len(sys.argv) == 1:
-        os.environ["KERAS_BACKEND"] = "openvino"  # names of layers are asked for here, and TensorFlow is large
         export_course()
     else:
-        {"export": _export, "export_model": _export_model, "classes": _classes}[sys.argv[1]](json.load(sys.stdin))
+        TASKS[sys.argv[1]](json.load(sys.stdin))

@@ -8,13 +8,25 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import FAST
 
-from helpers import networks
-from helpers.networks import NETWORKS, Recipe, WeightsUnavailable, article, build_network, export_graph, layer_names
+from helpers import featurizer, networks
+from helpers.networks import (
+    NETWORKS,
+    Recipe,
+    WeightsUnavailable,
+    article,
+    build_network,
+    export_graph,
+    layer_names,
+    recipe,
+)
 
+ROOT = Path(__file__).resolve().parents[1]
 ONE_LINE = r"^[^\n]+$"
 
 
@@ -183,9 +195,40 @@ def test_the_courses_graphs_are_ready_once_they_are_asked_for(monkeypatch):
         replace(ours, weights=weights, layer=tuple(networks.block_ends("InceptionV3")))
         for weights in ("glyphs", "random")
     ]
-    for settings in (article("glyphs"), ours, *blocks, *(article("random", name) for name in networks.NETWORKS)):
+    searched = [replace(choices[0], layer=layers) for choices, layers in passes_of_notebook_05()]
+    random = [article("random", name) for name in networks.NETWORKS]
+    for settings in (article("glyphs"), ours, *blocks, *random, *searched):
         settings.featurizer().graph()
-    assert ready == asked and len(ready) == 9, "not what the featurizers ask for"
+    assert ready == asked and len(ready) == 13, "not what the featurizers ask for"
+
+
+def passes_of_notebook_05():
+    """The choices that share a pass of the network, and the layers of them all."""
+    notebook = nbformat.read(ROOT / "notebooks" / "05_tune_on_spark.ipynb", as_version=4)
+    cells = [c.source for c in notebook.cells if c.source.startswith(("MORE_LAYERS = ", "def name_of"))]
+    said = {"ours": recipe("glyphs"), "NETWORK": "InceptionV3", "NETWORKS": networks.NETWORKS, "replace": replace}
+    exec("\n".join(cells) + "\n", said | {"pd": pd}, said)
+    passes = {}
+    for choice in said["choices"].values():
+        passes.setdefault((choice.pooling, choice.image_size), []).append(choice)
+    return [
+        (choices, tuple(dict.fromkeys(layer for choice in choices for layer in choice.layer)))
+        for choices in passes.values()
+    ]
+
+
+def test_graphs_made_one_after_the_other_are_those_made_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMTADB_CACHE", str(tmp_path / "together"))
+    subprocess.run([sys.executable, "-m", "helpers.networks"], check=True, cwd=ROOT)
+    monkeypatch.setenv("NUMTADB_CACHE", str(tmp_path / "apart"))
+    for settings in (recipe("glyphs"), article("random", "ResNet50")):
+        apart = settings.graph()
+        together = tmp_path / "together" / "graphs" / apart.name
+        assert apart.with_suffix(".bin").read_bytes() == together.with_suffix(".bin").read_bytes()
+        size, _ = networks.graph_shape(apart)
+        images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
+        one, other = (featurizer.load_graph(str(graph), 1, 0)([images])[0] for graph in (apart, together))
+        assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)
