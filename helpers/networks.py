@@ -848,6 +848,7 @@ def export_course() -> None:
     search = ours.replaced(layer=("mixed2", *ours.layer, "mixed6"))  # notebook 05's passes of the network
     passes = [replace(search, pooling=pooling, image_size=size) for pooling in ("avg", "max") for size in (75, 96)]
     passes.append(ours.replaced(image_size=75))  # and what it chooses
+    passes.append(replace(ours, layer=("mixed9",), pooling="flatten"))  # what notebook 06's last block takes
     for made in (article("glyphs"), ours, blocks, replace(blocks, weights="random"), *random, *passes):
         made.graph()
 

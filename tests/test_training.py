@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import unicodedata
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import numpy as np
@@ -108,6 +109,29 @@ def test_a_cnn_is_the_same_on_a_processor_of_another_kind(monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
     again, _ = training.apart(training.trained_cnn, x, y)
     assert all(np.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(weights, again, strict=True))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each call imports TensorFlow anew")
+def test_copies_of_one_process_give_what_fresh_ones_give(monkeypatch):
+    monkeypatch.setattr(training, "_ready", None)
+    x, y = blobs(6)
+    weights, losses = training.apart(training.trained_cnn, x, y)
+    first = training.apart(os.getpid)
+    training.stay_ready()
+    try:
+        again, same = training.apart(training.trained_cnn, x, y)
+        assert same == losses and all(np.array_equal(a, b) for a, b in zip(weights, again, strict=True))
+        parents = {training.apart(os.getppid) for _ in range(2)}
+        assert len(parents) == 1 and parents.isdisjoint({os.getpid(), first}), "copies of one process"
+        assert training.apart(os.getpid) != training.apart(os.getpid)
+        with pytest.raises(ZeroDivisionError):
+            training.apart(divmod, 1, 0)
+        with pytest.raises(BrokenProcessPool):
+            training.apart(os._exit, 9)
+        assert training._ready is None and training.apart(divmod, 7, 2) == (3, 1)
+    finally:
+        if training._ready is not None:
+            training._ready.shutdown()
 
 
 def test_steady_comes_first():
