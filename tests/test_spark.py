@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 import helpers.spark
@@ -242,7 +241,7 @@ def test_settings_of_a_running_session(spark):
         ValueError, match=r"spark.driver.memory can only be set before Spark starts; call spark.stop\(\)"
     ):
         start_spark(spark_driver_memory="17g")
-    assert SparkSession.getActiveSession() is spark
+    assert start_spark() is spark
 
 
 def test_workers_have_this_package_and_this_python(spark):
