@@ -79,7 +79,7 @@ test-browser: $(VENV)/.ready build/browser-venv/.ready ## run every notebook in 
 check: $(VENV)/.ready ## is this machine ready? each thing OK or the line to type; NETWORK= IMAGE_SIZE= too
 	@$(PY) -m helpers.check $(if $(NETWORK),--network "$$NETWORK") $(if $(IMAGE_SIZE),--image-size "$$IMAGE_SIZE")
 
-bench: $(VENV)/.ready ## measure speed and memory, eight minutes; BENCH_OPTIONS=--record writes them into README.md
+bench: $(VENV)/.ready ## measure speed and memory, nine minutes; BENCH_OPTIONS=--record writes them into README.md
 	@$(PY) tests/benchmarks/bench.py $(BENCH_OPTIONS)
 
 # Each in an environment of its own under build/related, with the Python that it needs.

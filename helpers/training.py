@@ -90,8 +90,9 @@ def apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if _ready is not None:
         try:
             return _ready.submit(_in_a_copy, function, *args, **kwargs).result()
-        except BrokenProcessPool:
-            _ready = None  # killed, or its copy: the next call begins anew
+        except BrokenProcessPool:  # it was killed, or its copy: the next call begins anew
+            _ready.shutdown(wait=False)
+            _ready = None
             raise
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin) as process:
         return process.submit(function, *args, **kwargs).result()

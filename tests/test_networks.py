@@ -195,7 +195,7 @@ def test_the_courses_graphs_are_ready_once_they_are_asked_for(monkeypatch):
         replace(ours, weights=weights, layer=tuple(networks.block_ends("InceptionV3")))
         for weights in ("glyphs", "random")
     ]
-    searched = [replace(choices[0], layer=layers) for choices, layers in passes_of_notebook_05()]
+    searched = passes_of_notebook_05()
     random = [article("random", name) for name in networks.NETWORKS]
     others = [ours.replaced(image_size=75), replace(ours, layer=("mixed9",), pooling="flatten")]
     for settings in (article("glyphs"), ours, *blocks, *random, *searched, *others):
@@ -203,19 +203,16 @@ def test_the_courses_graphs_are_ready_once_they_are_asked_for(monkeypatch):
     assert ready == asked and len(ready) == 15, "not what the featurizers ask for"
 
 
-def passes_of_notebook_05():
-    """The choices that share a pass of the network, and the layers of them all."""
+def passes_of_notebook_05() -> list[Recipe]:
+    """Each pass of the network over the notebook's choices, with the layers of all that share it."""
     notebook = nbformat.read(ROOT / "notebooks" / "05_tune_on_spark.ipynb", as_version=4)
     cells = [c.source for c in notebook.cells if c.source.startswith(("MORE_LAYERS = ", "def name_of"))]
-    said = {"ours": recipe("glyphs"), "NETWORK": "InceptionV3", "NETWORKS": networks.NETWORKS, "replace": replace}
-    exec("\n".join(cells) + "\n", said | {"pd": pd}, said)
-    passes = {}
+    said = {"ours": recipe("glyphs"), "NETWORK": "InceptionV3", "NETWORKS": NETWORKS, "replace": replace, "pd": pd}
+    exec("\n".join(cells), said)
+    layers = {}
     for choice in said["choices"].values():
-        passes.setdefault((choice.pooling, choice.image_size), []).append(choice)
-    return [
-        (choices, tuple(dict.fromkeys(layer for choice in choices for layer in choice.layer)))
-        for choices in passes.values()
-    ]
+        layers.setdefault(replace(choice, layer=None), []).extend(choice.layer)
+    return [replace(shared, layer=tuple(dict.fromkeys(names))) for shared, names in layers.items()]
 
 
 def test_graphs_made_one_after_the_other_are_those_made_apart(tmp_path, monkeypatch):

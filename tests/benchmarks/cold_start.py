@@ -141,7 +141,7 @@ def compiling(name: str) -> tuple[float, float]:
 def measure(options: argparse.Namespace) -> list[Figure]:
     figures = []
     for name in options.settings:
-        settings_of(name).featurizer().graph()  # where it does not lie in the cache already
+        settings_of(name).graph()  # where it does not lie in the cache already
         caches = options.caches or CACHES[name]
         repeats = options.repeats or REPEATS[name]
         with tempfile.TemporaryDirectory() as folder:

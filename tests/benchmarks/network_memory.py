@@ -51,10 +51,8 @@ def main() -> None:
         start = found[0] - slope * areas[0]
         print(f"{name}: {start:.0f} MiB + {slope:.0f} MiB a megapixel")
         for size, area, memory in zip(sizes, areas, found, strict=True):
-            print(
-                f"    {batch_size(size)} of {size} px: {memory:.0f} MiB, by the line {start + slope * area:.0f}",
-                flush=True,
-            )
+            batch, line = batch_size(size), start + slope * area
+            print(f"    {batch} of {size} px: {memory:.0f} MiB, by the line {line:.0f}", flush=True)
 
 
 if __name__ == "__main__":
