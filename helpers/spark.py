@@ -73,6 +73,12 @@ _FRUGAL = (
     "-XX:SoftRefLRUPolicyMSPerMB=20"  # values of broadcasts, which would stay for a second a free megabyte
 )
 
+# The compiler that costs most begins ten times later than it would, with the loops of a training that are worth it.
+_LATE = (
+    "-XX:Tier4InvocationThreshold=50000 -XX:Tier4MinInvocationThreshold=6000 -XX:Tier4CompileThreshold=150000 "
+    "-XX:Tier4BackEdgeThreshold=400000"
+)
+
 
 class JavaMissing(RuntimeError):
     """No Java of version 17 or newer; the message holds the line to type."""
@@ -556,7 +562,7 @@ class StandaloneCluster:
             "spark.driver.bindAddress": "127.0.0.1",
             "spark.ui.enabled": "false",
             "spark.executor.memory": f"{memory}m",
-            "spark.executor.extraJavaOptions": small,
+            "spark.executor.extraJavaOptions": f"{_FRUGAL} {_LATE}",
             "spark.scheduler.minRegisteredResourcesRatio": "1.0",  # a job waits for all executors, not for the first
             "spark.eventLog.enabled": "true",
             "spark.eventLog.dir": (self.folder / "events").as_uri(),

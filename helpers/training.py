@@ -19,6 +19,7 @@ import gc
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -108,12 +109,12 @@ def stay_ready() -> None:
     """
     global _ready
     if sys.platform == "linux" and _ready is None:
-        _ready = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin)
+        _ready = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin_to_wait)
         _ready.submit(_begin)  # now, and not with the first call
 
 
 def _in_a_copy(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork"), _begin) as process:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork"), _begin_to_train) as process:
         return process.submit(function, *args, **kwargs).result()
 
 
@@ -121,6 +122,17 @@ def _begin() -> None:
     # Before Keras is imported; the last one keeps TensorFlow from telling which of its sums it may reorder.
     os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
     steady()
+
+
+def _begin_to_wait() -> None:
+    # Jupyter interrupts the kernel and all that it has started: that is meant for a training, and not for what waits.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _begin()
+
+
+def _begin_to_train() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _begin()
 
 
 @contextlib.contextmanager

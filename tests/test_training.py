@@ -1,6 +1,7 @@
 """Training on arrays: the same every time, fairly compared, and on what it says it is."""
 
 import os
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -126,6 +127,10 @@ def test_copies_of_one_process_give_what_fresh_ones_give(monkeypatch):
         assert training.apart(os.getpid) != training.apart(os.getpid)
         with pytest.raises(ZeroDivisionError):
             training.apart(divmod, 1, 0)
+        os.kill(parents.pop(), signal.SIGINT)  # a notebook interrupted while nothing is trained
+        with pytest.raises(KeyboardInterrupt):
+            training.apart(signal.raise_signal, signal.SIGINT)  # and while something is
+        assert training.apart(divmod, 7, 2) == (3, 1)
         with pytest.raises(BrokenProcessPool):
             training.apart(os._exit, 9)
         assert training._ready is None and training.apart(divmod, 7, 2) == (3, 1)

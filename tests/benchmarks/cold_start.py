@@ -1,7 +1,7 @@
 """Seconds from the first action of a fresh session to the last of 500 features, above what the warm machine takes.
 
-    python tests/benchmarks/cold_start.py                      # recipe, cache of graphs empty and warm; article, warm
-    python tests/benchmarks/cold_start.py --settings article --caches empty
+    python tests/benchmarks/cold_start.py
+    python tests/benchmarks/cold_start.py --settings recipe --caches empty warm   # and what the graphs spare
 
 The clock starts when ``start_spark`` has returned. Above the steady state is the time left when 500 / (steady images/s)
 is taken off, the rate being that of the same query run again. Each run is a process of its own; "warm" has the graphs
@@ -28,7 +28,6 @@ from measuring import HERE, Figure, run, sample_digits, script, settings_of, sge
 
 IMAGES = 500
 REPEATS = {"recipe": 3, "article": 1}
-CACHES = {"recipe": ("empty", "warm"), "article": ("warm",)}
 SIGNS = {  # what a worker has mapped once it has got there
     "OpenVINO imported": "libopenvino.so",
     "network being compiled": "openvino_intel_cpu_plugin",
@@ -119,41 +118,20 @@ def one_run(name: str, repeats: int) -> dict[str, object]:
     return {"steps": steps, "total": ended - clock, "again": again, "sgemm": sgemm()}
 
 
-def compiling(name: str) -> tuple[float, float]:
-    """(seconds to import what a worker imports, seconds to read and compile the network), apart, in a fresh process."""
-    settings = settings_of(name)
-    graph = [settings.model_name, settings.weights, settings.layer or (), settings.pooling, settings.image_size]
-    code = f"""if True:
-        import time
-        started = time.perf_counter()
-        import openvino, helpers.featurizer
-        imported = time.perf_counter() - started
-        graph = helpers.networks.export_graph(*{graph!r})
-        started = time.perf_counter()
-        how = {{"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}}
-        openvino.Core().compile_model(graph, "CPU", how)
-        print(imported, time.perf_counter() - started)"""
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    imports, compiles = map(float, done.stdout.split())
-    return imports, compiles
-
-
 def measure(options: argparse.Namespace) -> list[Figure]:
     figures = []
     for name in options.settings:
         settings_of(name).graph()  # where it does not lie in the cache already
-        caches = options.caches or CACHES[name]
         repeats = options.repeats or REPEATS[name]
         with tempfile.TemporaryDirectory() as folder:
             runs = {}
-            for cache in caches:
+            for cache in options.caches:
                 environment = os.environ | ({"NUMTADB_CACHE": folder} if cache == "empty" else {})
                 command = [sys.executable, str(HERE / "cold_start.py"), "--one", name]
-                command += ["--repeats", str(repeats if cache == caches[-1] else 0)]
+                command += ["--repeats", str(repeats if cache == options.caches[-1] else 0)]
                 done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
                 runs[cache] = json.loads(done.stdout.splitlines()[-1])
-        imports, compiles = compiling(name)
-        steady = statistics.median(runs[caches[-1]]["again"])
+        steady = statistics.median(runs[options.caches[-1]]["again"])
         for cache, got in runs.items():
             above = got["total"] - steady
             print(f"\n{name}, cache of graphs {cache}:")
@@ -165,7 +143,6 @@ def measure(options: argparse.Namespace) -> list[Figure]:
             detail = f"{got['total']:.1f} s - {IMAGES} images at {IMAGES / steady:.0f}/s"
             what = f"cold start, {name}, cache {cache}"
             figures.append(Figure(what, above, "s", "<= 6", detail, got["sgemm"]))
-        print(f"apart, alone on the machine: imports of a worker {imports:.2f} s, network compiled in {compiles:.2f} s")
     return figures
 
 
@@ -174,7 +151,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repeats", type=int, help="warm repetitions for the steady rate (3; article, slow as it is: 1)"
     )
-    parser.add_argument("--caches", nargs="+", choices=["empty", "warm"], help="caches of graphs to start with")
+    parser.add_argument(
+        "--caches", nargs="+", choices=["empty", "warm"], default=["warm"], help="caches of graphs to start with (warm)"
+    )
     parser.add_argument("--one", choices=["recipe", "article"], help=argparse.SUPPRESS)
 
 

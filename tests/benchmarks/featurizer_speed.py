@@ -18,7 +18,7 @@ import numpy as np
 from keras_loop import NETWORK, SIZE, best_loop, random_images
 from measuring import Figure, cores_here, local_spark, median_ratio, run, script, sgemm, take_turns
 
-BATCHES = (8, 16, 32)
+BATCHES = (16, 32)
 
 
 def image_rows(images: np.ndarray) -> list[tuple]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from measuring import Talk
 
 if TYPE_CHECKING:
     import keras
@@ -72,37 +71,18 @@ class KerasLoop:
             "TF_NUM_INTEROP_THREADS": "1",
             "OMP_NUM_THREADS": str(threads),
         }
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__))],
-            env=os.environ | settings,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.flops = int(self._read()["flops"])
+        self.talk = Talk([sys.executable, str(Path(__file__))], settings)
+        self.flops = int(self.talk.heard()["flops"])
 
     def __str__(self) -> str:
         return f"{self.threads} thread{'s' if self.threads > 1 else ''}"
 
     def rate(self, images: int, batch: int) -> float:
         """Images/s over so many images."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"images": images, "batch": batch}) + "\n")
-        self.process.stdin.flush()
-        return images / float(self._read()["seconds"])
+        return images / float(self.talk.ask({"images": images, "batch": batch})["seconds"])
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-
-    def _read(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the Keras loop ended with status {self.process.wait()}")
-        return json.loads(line)
+        self.talk.close()
 
 
 def best_loop(cores: int, batches: Sequence[int], images: int) -> tuple[KerasLoop, int]:

@@ -14,10 +14,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -193,6 +193,45 @@ def local_spark(workers: int | None = None) -> SparkSession:
     from helpers.spark import start_spark
 
     return start_spark("benchmark", f"local[{workers or cores_here()}]")
+
+
+class Talk:
+    """A process that answers: a line of JSON in, a line of JSON out, until its input ends."""
+
+    def __init__(self, command: Sequence[str], settings: Mapping[str, str]) -> None:
+        self.process = subprocess.Popen(
+            command,
+            env=os.environ | settings,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Its answer to one question."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return self.heard()
+
+    def heard(self) -> dict[str, Any]:
+        """The next line that it says.
+
+        Raises:
+            RuntimeError: it has ended.
+        """
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(self.process.args)} ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
 
 # -- running benchmarks ------------------------------------------------------------------------------------------------

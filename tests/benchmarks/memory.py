@@ -3,9 +3,10 @@
     python tests/benchmarks/memory.py make run
     python tests/benchmarks/memory.py jupyter nbconvert --to notebook --execute --stdout notebooks/04_evaluate.ipynb
 
-Every 0.2 s the proportional set sizes (PSS: private pages in full, a page that n processes share as an n-th each, so
-that nothing counts twice) of all processes below the command are added up, from Linux' ``/proc/<pid>/smaps_rollup``.
-Printed is the largest sum with the share of each kind of process in it.
+Every 0.2 s, or more seldom where looking would take more than a tenth of a core, the proportional set sizes (PSS:
+private pages in full, a page that n processes share as an n-th each, so that nothing counts twice) of all processes
+below the command are added up, from Linux' ``/proc/<pid>/smaps_rollup``. Printed is the largest sum with the share of
+each kind of process in it.
 """
 
 from __future__ import annotations
@@ -75,14 +76,16 @@ def peak_of(command: Sequence[str], interval: float = INTERVAL, **how: object) -
     process = subprocess.Popen(list(command), **how)
     due = started
     while True:
+        looks = time.perf_counter()
         _bury(set(me.children()) - others, process.pid)
         seen = memory_of(set(me.children()) - others)
         if sum(size for _, size in seen) > sum(size for _, size in largest):
             largest = seen
         samples += 1
-        due = max(due + interval, time.perf_counter())
+        looked = time.perf_counter()
+        due = max(due + interval, looked + 9 * (looked - looks))
         try:
-            status = process.wait(max(due - time.perf_counter(), 0.01))
+            status = process.wait(due - looked)
             break
         except subprocess.TimeoutExpired:
             continue
