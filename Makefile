@@ -3,7 +3,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help run data lab test test-load further exercises solutions test-browser navigation site check clean distclean lock \
-  sample pretrain bench related related-elephas related-tensorflowonspark related-bigdl test-related lock-related force
+  sample pretrain bench related related-elephas related-tensorflowonspark related-bigdl test-related lock-related runtimes force
 
 VENV := .venv
 comma := ,
@@ -79,8 +79,12 @@ test-browser: $(VENV)/.ready build/browser-venv/.ready ## run every notebook in 
 check: $(VENV)/.ready ## is this machine ready? each thing OK or the line to type; NETWORK= IMAGE_SIZE= too
 	@$(PY) -m helpers.check $(if $(NETWORK),--network "$$NETWORK") $(if $(IMAGE_SIZE),--image-size "$$IMAGE_SIZE")
 
-bench: $(VENV)/.ready ## measure speed and memory, nine minutes; BENCH_OPTIONS=--record writes them into README.md
+bench: $(VENV)/.ready ## measure speed and memory, eight minutes; BENCH_OPTIONS=--record writes them into README.md
 	@$(PY) tests/benchmarks/bench.py $(BENCH_OPTIONS)
+
+runtimes: build/runtimes-venv/.ready ## measure what could run networks in the workers beside OpenVINO; RUNTIMES_OPTIONS=--record
+	@PYTHONPATH="$$(build/runtimes-venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	  $(PY) tests/benchmarks/runtimes.py $(RUNTIMES_OPTIONS)
 
 # Each in an environment of its own under build/related, with the Python that it needs.
 related: $(VENV)/.ready ## run the related technologies of notebook 09, a quarter of an hour; RELATED_OPTIONS=--record
@@ -106,9 +110,10 @@ lock: $(VENV)/.ready ## remake the locks and environment.yml from pyproject.toml
 	$(PY) -m uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra course --extra dev \
 	  --custom-compile-command "make lock" $(LOCK_OPTIONS) --output-file requirements.lock pyproject.toml
 	$(PY) binder/write_environment.py
-	@for lock in notebooks/site tests/browser; do \
+	@for lock in notebooks/site tests/browser tests/benchmarks/runtimes; do \
 	  $(PY) -m uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --group $${lock##*/} \
-	    --custom-compile-command "make lock" $(LOCK_OPTIONS) --output-file $$lock/requirements.lock || exit 1; done
+	    --constraints requirements.lock --custom-compile-command "make lock" $(LOCK_OPTIONS) \
+	    --output-file $$lock/requirements.lock || exit 1; done
 
 # For the first Python of each in tests/benchmarks/related.py.
 lock-related: $(VENV)/.ready ## remake the locks of the related technologies
@@ -164,7 +169,8 @@ $(VENV)/.ready: $(VENV)/requirements.lock pyproject.toml
 # --- environments of tools --------------------------------------------------------------------------------------------
 build/site-venv/.ready: notebooks/site/requirements.lock
 build/browser-venv/.ready: tests/browser/requirements.lock
-build/site-venv/.ready build/browser-venv/.ready: | $(VENV)/.ready
+build/runtimes-venv/.ready: tests/benchmarks/runtimes/requirements.lock
+build/site-venv/.ready build/browser-venv/.ready build/runtimes-venv/.ready: | $(VENV)/.ready
 	@rm -rf $(@D)
 	@$(PY) -m venv $(@D)
 	@$(@D)/bin/python -m pip install -qq --require-hashes --requirement $<

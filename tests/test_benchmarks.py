@@ -176,6 +176,21 @@ def test_the_readme_has_the_marks_and_only_what_is_between_them_changes(benchmar
         recording.between_marks(README + README, bench.MARKS, "one")
 
 
+def test_the_readme_shows_every_runtime_that_is_measured(benchmark):
+    runtimes, recording = benchmark("runtimes"), benchmark("recording")
+    head, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in recording.within_marks(README, runtimes.MARKS).splitlines()
+        if line.startswith("|")
+    ]
+    assert head == runtimes.HEAD
+    by = [dict(zip(head, row, strict=True)) for row in rows]
+    assert [row["run by"].rsplit(" ", 1)[0] for row in by] == 2 * list(runtimes.RUNTIMES)
+    for row in by:  # what the choice of OpenVINO stands on
+        if row["run by"].startswith("OpenVINO"):
+            assert row["same bits in any batch"] == "yes" and float(row["from Keras"]) < 1e-5
+
+
 def test_seconds_and_memory_go_to_the_notebooks_that_were_run(benchmark):
     notebooks, recording, memory = benchmark("notebooks"), benchmark("recording"), benchmark("memory")
     table = recording.within_marks(README, notebooks.MARKS)

@@ -48,7 +48,11 @@ def entries(lock: str) -> list[tuple[Requirement, list[str]]]:
 
 PINS = entries(LOCK)
 # Environments of their own for tools, made from the dependency groups.
-TOOLS = {"site": "notebooks/site/requirements.lock", "browser": "tests/browser/requirements.lock"}
+TOOLS = {
+    "site": "notebooks/site/requirements.lock",
+    "browser": "tests/browser/requirements.lock",
+    "runtimes": "tests/benchmarks/runtimes/requirements.lock",
+}
 
 
 def environment_of(machine: str, python: str) -> dict[str, str]:
@@ -175,13 +179,17 @@ LAYERS = {
     "notebooks/related": CORE + RELATED,
     "notebooks/site": GROUPS["site"],
     "tests/browser": GROUPS["browser"],
+    "tests/benchmarks": CORE + EXTRAS["course"] + EXTRAS["dev"] + GROUPS["runtimes"],
 }
 # Import names that differ from the distribution's, for what this environment need not have installed.
 PROVIDES = {
+    "MNN": ["MNN"],
+    "ai_edge_litert": ["ai-edge-litert"],
     "bigdl": ["bigdl-dllib-spark3"],
     "cv2": ["opencv-python-headless"],
     "elephas": ["elephas"],
     "latex2mathml": ["latex2mathml"],
+    "onnxruntime": ["onnxruntime"],
     "playwright": ["playwright"],
     "skimage": ["scikit-image"],
     "tensorflowonspark": ["tensorflowonspark"],

@@ -162,7 +162,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--per-class", type=int, default=10, help="images of each digit (10)")
+    parser.add_argument("--per-class", type=int, default=8, help="images of each digit (8)")
     parser.add_argument("--record", action="store_true", help="write the steps down for notebook 02")
 
 

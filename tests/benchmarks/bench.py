@@ -1,4 +1,4 @@
-"""Speed and memory in one table of ratios, in about nine minutes on two cores: ``make bench``.
+"""Speed and memory in one table of ratios, in about eight minutes on two cores: ``make bench``.
 
     python tests/benchmarks/bench.py                     # prints the table
     python tests/benchmarks/bench.py --record            # and puts it into the README, with date and machine
