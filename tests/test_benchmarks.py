@@ -93,7 +93,7 @@ def test_orphans_that_have_ended_do_not_stay(benchmark):
 
 @needs_smaps
 def test_memory_passes_on_what_the_command_says(tmp_path):
-    program = "import sys; print('said'); sys.exit(3)"
+    program = "import sys, time; print('said'); time.sleep(1); sys.exit(3)"  # long enough to be looked at
     command = [sys.executable, str(BENCHMARKS / "memory.py"), sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "said\n")
