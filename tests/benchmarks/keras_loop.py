@@ -59,19 +59,23 @@ def flops(model: keras.Model) -> int:
     return total
 
 
+def tensorflow_settings(threads: int) -> dict[str, str]:
+    """Environment of a process in which Keras runs on TensorFlow, quietly and on so many threads."""
+    return {
+        "KERAS_BACKEND": "tensorflow",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        "TF_NUM_INTEROP_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
+    }
+
+
 class KerasLoop:
     """The loop in a process with so many ``threads`` within an operation."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        settings = {
-            "KERAS_BACKEND": "tensorflow",
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "TF_NUM_INTRAOP_THREADS": str(threads),
-            "TF_NUM_INTEROP_THREADS": "1",
-            "OMP_NUM_THREADS": str(threads),
-        }
-        self.talk = Talk([sys.executable, str(Path(__file__))], settings)
+        self.talk = Talk([sys.executable, str(Path(__file__))], tensorflow_settings(threads))
         self.flops = int(self.talk.heard()["flops"])
 
     def __str__(self) -> str:

@@ -48,9 +48,16 @@ def table_of(rows: Sequence[Row], head: Sequence[str], cells: Callable[[Row], Se
     """
     commands = list(dict.fromkeys(row["command"] for row in rows))
     head = [*head, "made by"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    lines += [f"| {' | '.join(map(str, cells(row)))} | ({commands.index(row['command']) + 1}) |" for row in rows]
-    return "\n".join([*lines, "", *(f"({number}) `{command}`  " for number, command in enumerate(commands, 1))])
+    lines = [[*map(str, cells(row)), f"({commands.index(row['command']) + 1})"] for row in rows]
+    return "\n".join(
+        [markdown_table(head, lines), "", *(f"({number}) `{command}`  " for number, command in enumerate(commands, 1))]
+    )
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text under their head, in Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
 def between_marks(text: str, marks: tuple[str, str], inside: str) -> str:

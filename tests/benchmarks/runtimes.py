@@ -17,6 +17,7 @@ import argparse
 import datetime
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -86,7 +87,6 @@ def mnn(folder: Path) -> Run:
 
 
 def keras(folder: Path) -> Run:
-
     from helpers.networks import image_network
 
     wanted = json.loads((folder / "setting.json").read_text(encoding="utf8"))
@@ -148,15 +148,16 @@ def serve(name: str, folder: Path) -> None:
 def export(setting: str, folder: Path) -> None:
     """Write a setting's network for every runtime, images, and what Keras gives for each image alone."""
     import tensorflow as tf
+    from keras_loop import random_images
     from measuring import settings_of
 
     from helpers.networks import image_network
 
     settings = settings_of(setting)
     size = settings.featurizer().image_size()
-    wanted = ["InceptionV3", settings.weights, settings.layer or (), settings.pooling, size]
+    wanted = [settings.model_name, settings.weights, settings.layer or (), settings.pooling, size]
     (folder / "setting.json").write_text(json.dumps(wanted), encoding="utf8")
-    images = np.random.default_rng(0).integers(0, 256, (IMAGES, size, size, 3), dtype=np.uint8)
+    images = random_images(IMAGES, size)
     np.save(folder / "images.npy", images)
     network = image_network(*wanted)
     # called, and not by predict, which computes in bfloat16 where the processor has it
@@ -169,7 +170,7 @@ def export(setting: str, folder: Path) -> None:
     subprocess.run([*convert, "--modelFile", folder / "graph.onnx", "--MNNModel", folder / "graph.mnn"], check=True)
     graph = settings.graph()
     for suffix in (".xml", ".bin"):
-        (folder / f"graph{suffix}").write_bytes(graph.with_suffix(suffix).read_bytes())
+        shutil.copy(graph.with_suffix(suffix), folder / f"graph{suffix}")
 
 
 # -- all of them -------------------------------------------------------------------------------------------------------
@@ -177,14 +178,14 @@ def export(setting: str, folder: Path) -> None:
 
 def measured(setting: str, folder: Path, rounds: int) -> list[list[str]]:
     """Rows of the table: the runtimes with one setting's network."""
+    from keras_loop import tensorflow_settings
     from measuring import Talk, median_ratio, take_turns
 
-    environment = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1")
+    one_thread = tensorflow_settings(1)
     me = [sys.executable, str(Path(__file__))]
     exported = subprocess.run(
         [*me, "--export", setting, str(folder)],
-        env=os.environ | environment,
+        env=os.environ | one_thread,
         capture_output=True,
         text=True,
         check=False,
@@ -193,7 +194,7 @@ def measured(setting: str, folder: Path, rounds: int) -> list[list[str]]:
         raise SystemExit(f"the network could not be exported:\n{exported.stderr}")
     talks, first, best, others = {}, {}, {}, {}
     for name in RUNTIMES:
-        talks[name] = Talk([*me, "--serve", name, str(folder)], environment | one_thread)
+        talks[name] = Talk([*me, "--serve", name, str(folder)], one_thread)
         first[name] = talks[name].heard()["first"]
         others[name] = talks[name].ask({})
         by_batch = {batch: talks[name].ask({"batch": batch, "seconds": 1})["rate"] for batch in BATCHES}
@@ -248,14 +249,13 @@ def main() -> None:
     if options.export:
         return export(options.export[0], Path(options.export[1]))
     from measuring import machine
-    from recording import README, between_marks
+    from recording import README, between_marks, markdown_table
 
     rows = []
     for setting in ("article", "recipe"):
         with tempfile.TemporaryDirectory() as folder:
             rows += measured(setting, Path(folder), options.rounds)
-    lines = [HEAD, ["---"] * len(HEAD), *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown_table(HEAD, rows)
     print(f"\n{machine()}\n\n{table}")
     if options.record:
         inside = f"`make runtimes` on {datetime.date.today().isoformat()}, one core of {machine()}:\n\n{table}"
